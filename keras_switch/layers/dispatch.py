@@ -1,0 +1,183 @@
+"""Dispatch and combine: tokens to their experts and back. They move rows and
+decide nothing.
+
+Each class here takes the routes of one call, and offers `dispatch(tokens)` and
+`combine(outputs)`. The three give equal results:
+
+- `EinsumDispatch` multiplies by one-hot masks, as Mesh-TensorFlow does. Plain,
+  and costs `S * C * E` work and memory for each group.
+- `GatherDispatch` copies rows by integer index; gradients are copies too.
+- `DroplessDispatch` sorts all rows by expert; there is no capacity.
+"""
+
+from typing import Any
+
+from keras import ops
+
+from keras_switch.layers.routing import RouterIndices
+from keras_switch.ops import indexing
+
+
+class EinsumDispatch:
+    """Dispatch through one-hot masks.
+
+    Args:
+        routes: `RouterIndices`, fields `[G, M]`.
+        tokens: int, tokens of a group, `S`.
+        num_experts: int, `E`.
+        capacity: int, `C`.
+        choices: int, edges of a token, or `None` if irregular.
+    """
+
+    def __init__(
+        self,
+        routes: RouterIndices,
+        tokens: Any,
+        num_experts: int,
+        capacity: Any,
+        choices: int | None,
+    ) -> None:
+        experts = _is(routes.expert_index, num_experts)  # [G, M, E]
+        slots = _is(routes.slot_index, capacity)  # [G, M, C]
+        where = ops.einsum("gme,gmc->gmec", experts, slots)
+        gate = ops.reshape(routes.gate, ops.shape(routes.gate) + (1, 1))
+        # The gate of an edge without a slot may be anything: no product.
+        weight = ops.where(where > 0, gate, 0.0)
+        token = _is(routes.token_index, tokens)  # [G, M, S]
+        self.mask = _by_token(where, token, choices)  # [G, S, E, C]
+        self.weight = _by_token(weight, token, choices)
+
+    def dispatch(self, tokens: Any) -> Any:
+        """`[G, S, D]` -> `[G, E, C, D]`."""
+        mask = ops.cast(self.mask, tokens.dtype)
+        return ops.einsum("gsec,gsd->gecd", mask, tokens)
+
+    def combine(self, outputs: Any) -> Any:
+        """`[G, E, C, D]` -> `[G, S, D]`."""
+        weighted = ops.einsum(
+            "gsec,gecd->gsd", self.weight, ops.cast(outputs, "float32")
+        )
+        return ops.cast(weighted, outputs.dtype)
+
+
+class GatherDispatch:
+    """Dispatch by integer indices. Arguments as `EinsumDispatch`."""
+
+    def __init__(
+        self,
+        routes: RouterIndices,
+        tokens: Any,
+        num_experts: int,
+        capacity: Any,
+        choices: int | None,
+    ) -> None:
+        self.routes, self.tokens, self.choices = routes, tokens, choices
+        self.shape = (num_experts, capacity)
+        slots = num_experts * capacity
+        kept = ops.logical_and(
+            routes.expert_index < num_experts, routes.slot_index < capacity
+        )
+        slot = routes.expert_index * capacity + routes.slot_index
+        self.kept = kept  # [G, M]
+        if choices is not None:
+            self.rows = indexing.row_map(ops.where(kept, slot, slots), slots)
+
+    def dispatch(self, tokens: Any) -> Any:
+        """`[G, S, D]` -> `[G, E, C, D]`."""
+        if self.choices is None:
+            # Experts chose: edges lie in the order of the slots.
+            rows = indexing.take_rows(tokens, self.routes.token_index)
+        else:
+            rows = indexing.dispatch_rows(tokens, self.rows, self.choices)
+        groups, _, width = ops.shape(rows)
+        return ops.reshape(rows, (groups,) + self.shape + (width,))
+
+    def combine(self, outputs: Any) -> Any:
+        """`[G, E, C, D]` -> `[G, S, D]`."""
+        groups, experts, capacity, width = ops.shape(outputs)
+        outputs = ops.reshape(outputs, (groups, experts * capacity, width))
+        if self.choices is not None:
+            return indexing.combine_rows(
+                outputs, self.routes.gate, self.rows, self.choices
+            )
+        gate = ops.expand_dims(self.routes.gate, -1)
+        weighted = ops.cast(outputs, "float32") * gate
+        weighted = ops.where(ops.expand_dims(self.kept, -1), weighted, 0.0)
+        total = indexing.sum_by_token(
+            weighted, self.routes.token_index, self.tokens
+        )
+        return ops.cast(total, outputs.dtype)
+
+
+class DroplessDispatch:
+    """Dispatch without a capacity: rows of all groups sorted by expert.
+
+    Args:
+        routes: `RouterIndices`, fields `[G, M]`; `choices` edges a token.
+        tokens: int, tokens of a group, `S`.
+        num_experts: int, `E`.
+        choices: int, edges of a token.
+
+    `sizes` is int32 `[E]`, the rows of each expert.
+    """
+
+    def __init__(
+        self,
+        routes: RouterIndices,
+        tokens: Any,
+        num_experts: int,
+        choices: int,
+    ) -> None:
+        groups, edges = ops.shape(routes.expert_index)
+        self.shape, self.choices = (groups, tokens), choices
+        total = groups * edges
+        expert_index = self._one_group(routes.expert_index)  # [1, N]
+        self.gate = self._one_group(routes.gate)
+        order, _ = indexing.sort_by_expert(expert_index, num_experts)
+        places = ops.expand_dims(ops.arange(total, dtype="int32"), 0)
+        place = indexing.invert(order, places, total, total, fill=0)
+        sizes = indexing.expert_sizes(expert_index, num_experts + 1)
+        self.sizes = sizes[0, :num_experts]
+        routed = expert_index < num_experts
+        edge_slot = ops.where(routed, place, total)
+        # Rows of edges that go nowhere are last and belong to no expert; what
+        # flows back to them is 0 as they are in no edge's slot.
+        sent = ops.expand_dims(ops.sum(self.sizes), -1)
+        slot_edge = ops.where(places < sent, order, total)
+        self.rows = indexing.RowMap(edge_slot, slot_edge)
+
+    def _one_group(self, values):
+        """`[G, K * S]` -> `[1, K * G * S]`, still choice-major."""
+        (groups, tokens), choices = self.shape, self.choices
+        if choices > 1:
+            shape = (groups, choices, tokens)
+            values = ops.transpose(ops.reshape(values, shape), (1, 0, 2))
+        return ops.reshape(values, (1, groups * choices * tokens))
+
+    def dispatch(self, tokens: Any) -> Any:
+        """`[G, S, D]` -> `[N, D]`, sorted by expert."""
+        groups, size, width = ops.shape(tokens)
+        flat = ops.reshape(tokens, (1, groups * size, width))
+        return indexing.dispatch_rows(flat, self.rows, self.choices)[0]
+
+    def combine(self, outputs: Any) -> Any:
+        """`[N, D]` -> `[G, S, D]`."""
+        total = indexing.combine_rows(
+            ops.expand_dims(outputs, 0), self.gate, self.rows, self.choices
+        )
+        return ops.reshape(total, self.shape + (ops.shape(outputs)[-1],))
+
+
+def _is(index: Any, size: Any) -> Any:
+    """float32 `[..., size]`, one-hot; zeros for an index out of range."""
+    places = ops.arange(size, dtype="int32")
+    return ops.cast(ops.expand_dims(index, -1) == places, "float32")
+
+
+def _by_token(edges: Any, token: Any, choices: int | None) -> Any:
+    """`[G, M, E, C]` summed by token: `[G, S, E, C]`."""
+    if choices is None:
+        return ops.einsum("gms,gmec->gsec", token, edges)
+    groups, count, experts, capacity = ops.shape(edges)
+    shape = (groups, choices, count // choices, experts, capacity)
+    return ops.sum(ops.reshape(edges, shape), axis=1)

@@ -1,0 +1,101 @@
+"""The bank of experts: E feed-forwards, which know neither tokens nor routes."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_switch.layers import feed_forward
+from keras_switch.ops.grouped_matmul import grouped_matmul
+
+
+@keras.saving.register_keras_serializable(package="keras_switch")
+class Experts(keras.layers.Layer):
+    """`num_experts` feed-forwards side by side, without biases.
+
+    Kernels are `EinsumDense` layers, which brings quantization and LoRA. Each
+    expert is initialised with its own fan: a Glorot initializer would take the
+    expert axis for a receptive field.
+
+    Args:
+        num_experts: int, `E`.
+        intermediate_dim: int, `F`.
+        activation, dropout, init_scale: as `FeedForward`.
+
+    Call arguments:
+        x: buffers `[G, E, C, D]`; or rows `[N, D]` sorted by expert.
+        sizes: with rows, int32 `[E]`: how many belong to each expert.
+        training: bool.
+
+    Returns:
+        The shape of `x`.
+    """
+
+    def __init__(
+        self,
+        num_experts: int,
+        intermediate_dim: int,
+        activation: str = "relu",
+        dropout: float = 0.0,
+        init_scale: float = 0.1,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.num_experts = num_experts
+        self.intermediate_dim = intermediate_dim
+        self.activation = activation
+        self.dropout = dropout
+        self.init_scale = init_scale
+        self._activation = feed_forward.get_activation(activation)
+        self._dropout = keras.layers.Dropout(dropout, dtype=self.dtype_policy)
+
+    def build(self, input_shape: tuple) -> None:
+        width = input_shape[-1]
+        self._wi = [
+            self._dense(name, width, self.intermediate_dim)
+            for name in feed_forward.kernel_names(self.activation)
+        ]
+        self.wo = self._dense("wo", self.intermediate_dim, width)
+        self.built = True
+
+    def _dense(self, name: str, fan_in: int, units: int) -> Any:
+        layer = keras.layers.EinsumDense(
+            "gecd,edf->gecf",
+            output_shape=(self.num_experts, None, units),
+            kernel_initializer=feed_forward.initializer(
+                self.init_scale, fan_in
+            ),
+            dtype=self.dtype_policy,
+            name=name,
+        )
+        layer.build((None, self.num_experts, None, fan_in))
+        return layer
+
+    @property
+    def quantized(self) -> bool:
+        """Whether kernels are no longer plain float matrices."""
+        return self.wo.quantization_mode not in (None, "float8")
+
+    def call(self, x, sizes=None, training=None):
+        parts = [self._apply(wi, x, sizes) for wi in self._wi]
+        hidden = feed_forward.activate(self._activation, parts)
+        hidden = self._dropout(hidden, training=training)
+        return self._apply(self.wo, hidden, sizes)
+
+    def _apply(self, dense, x, sizes):
+        if sizes is None:
+            return dense(x)
+        kernel = ops.cast(dense.kernel, x.dtype)
+        return grouped_matmul(x, sizes, kernel)
+
+    def compute_output_shape(self, input_shape: tuple, *_: Any) -> tuple:
+        return input_shape
+
+    def get_config(self) -> dict:
+        return super().get_config() | {
+            "num_experts": self.num_experts,
+            "intermediate_dim": self.intermediate_dim,
+            "activation": self.activation,
+            "dropout": self.dropout,
+            "init_scale": self.init_scale,
+        }

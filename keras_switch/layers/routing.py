@@ -1,0 +1,370 @@
+"""Routers: they decide which expert a token goes to, and move nothing."""
+
+from typing import Any
+from typing import NamedTuple
+
+import keras
+from keras import ops
+
+from keras_switch import losses
+from keras_switch.layers.routing_stats import RoutingStats
+from keras_switch.layers.validation import check_choice
+from keras_switch.layers.validation import check_number
+from keras_switch.ops.indexing import queue_positions
+
+EXPLORATIONS = ("argmax", "input_jitter", "input_dropout", "sample")
+
+
+class RouterIndices(NamedTuple):
+    """Where each token goes: a list of edges, first choices first.
+
+    Every field is `[G, M]`. An edge is dropped where `slot_index` is at least
+    the capacity, so the routing before and after capacity can both be read.
+    """
+
+    token_index: Any  # int32, row of the group
+    expert_index: Any  # int32, the expert wanted; num_experts = nowhere
+    slot_index: Any  # int32, place in that expert's queue
+    gate: Any  # float32, what the expert's output is multiplied by
+
+
+@keras.saving.register_keras_serializable(package="keras_switch")
+class Router(keras.layers.Layer):
+    """Base class of routers: probabilities, choice, queue.
+
+    `call` computes the router logits in float32 under every dtype policy,
+    takes their softmax, asks `choose` for each token's experts, and numbers
+    each expert's queue: first choices before second ones, then left to right.
+    Padding and tokens whose logits are not finite join no queue. In training
+    it adds its auxiliary losses.
+
+    A subclass overrides `choose`, and sets `num_choices` where a token has
+    more than one:
+
+    ```python
+    @keras.saving.register_keras_serializable(package="my_package")
+    class SecondBestRouter(keras_switch.Router):
+        def choose(self, probs, scores, training=None):
+            best = keras.ops.expand_dims(keras.ops.argmax(scores, -1), -1)
+            experts = keras.ops.arange(self.num_experts)
+            others = keras.ops.where(experts == best, -1.0, scores)
+            second = keras.ops.expand_dims(keras.ops.argmax(others, -1), -1)
+            gate = keras.ops.take_along_axis(probs, second, axis=-1)
+            return second, gate
+    ```
+
+    Args:
+        num_experts: int, at least 1. A `SwitchLayer` sets it on its own copy.
+        exploration: `"argmax"` (none), `"input_jitter"` (the router's copy of
+            its input times `U(1 - jitter, 1 + jitter)`), `"input_dropout"`, or
+            `"sample"` (the expert is drawn from the softmax). In training
+            only.
+        jitter: float in `(0, 1)`, the paper's 0.01.
+        input_dropout: float in `[0, 1)`, rate of `"input_dropout"`.
+        temperature: float above 0, divides the logits of `"sample"`.
+        batch_prioritized: bool. The queue goes by descending first gate
+            instead of left to right (V-MoE, arXiv 2106.05974, section 4).
+        load_balancing_loss_weight: float, the paper's 0.01.
+        z_loss_weight: float; 0 as in Switch Transformers (0.001 in ST-MoE).
+        importance_loss_weight: float (Shazeer et al. 2017).
+        init_scale: float; the kernel is truncated normal with standard
+            deviation `sqrt(init_scale / D)`.
+        seed: optional int, for jitter, dropout and sampling.
+
+    Call arguments:
+        tokens: `[G, S, D]`.
+        padding_mask: optional bool `[G, S]`, true for real tokens.
+        capacity: slots of an expert in a group; `None` for no limit.
+        training: bool.
+        quota: int32 `[G]`, for routers in which experts choose: how many
+            tokens an expert takes, at most `capacity`.
+
+    Returns:
+        `RouterIndices`.
+
+    Reference: Fedus et al. 2022 (arXiv 2101.03961), sections 2.1, 2.2, 2.4
+    and appendix C.
+    """
+
+    causal = True  # no token's route depends on later tokens
+    num_choices = 1  # edges of a token; None where it may be any number
+
+    def __init__(
+        self,
+        num_experts: int | None = None,
+        exploration: str = "input_jitter",
+        jitter: float = 0.01,
+        input_dropout: float = 0.1,
+        temperature: float = 1.0,
+        batch_prioritized: bool = False,
+        load_balancing_loss_weight: float = 0.01,
+        z_loss_weight: float = 0.0,
+        importance_loss_weight: float = 0.0,
+        init_scale: float = 0.1,
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if num_experts is not None:
+            check_number("num_experts", num_experts, whole=True, at_least=1)
+        check_choice("exploration", exploration, EXPLORATIONS)
+        check_number("jitter", jitter, above=0, below=1)
+        check_number("input_dropout", input_dropout, at_least=0, below=1)
+        check_number("temperature", temperature, above=0)
+        check_number("init_scale", init_scale, above=0)
+        weights = {
+            "load_balancing_loss_weight": load_balancing_loss_weight,
+            "z_loss_weight": z_loss_weight,
+            "importance_loss_weight": importance_loss_weight,
+        }
+        for name, weight in weights.items():
+            check_number(name, weight, at_least=0)
+            setattr(self, name, weight)
+        self.num_experts = num_experts
+        self.exploration = exploration
+        self.jitter = jitter
+        self.input_dropout = input_dropout
+        self.temperature = temperature
+        self.batch_prioritized = bool(batch_prioritized)
+        self.init_scale = init_scale
+        self.seed = seed
+        self.seed_generator = keras.random.SeedGenerator(seed)
+        self.stats = RoutingStats(name="routing_stats", dtype=self.dtype_policy)
+
+    def build(self, tokens_shape: tuple) -> None:
+        if self.num_experts is None:
+            raise ValueError("num_experts must be given; received None.")
+        width = tokens_shape[-1]
+        # A weight of its own in float32, not a Dense: quantization and
+        # autocasting must leave the router alone.
+        self.kernel = self.add_weight(
+            name="kernel",
+            shape=(width, self.num_experts),
+            initializer=keras.initializers.TruncatedNormal(
+                stddev=(self.init_scale / width) ** 0.5
+            ),
+            dtype="float32",
+            autocast=False,
+        )
+        self.stats.build(None)
+        self.built = True
+
+    def call(
+        self,
+        tokens,
+        padding_mask=None,
+        capacity=None,
+        training=None,
+        quota=None,
+    ):
+        logits = self._logits(tokens, training)  # [G, S, E]
+        finite = ops.all(ops.isfinite(logits), axis=-1)  # [G, S]
+        valid = finite
+        if padding_mask is not None:
+            valid = ops.logical_and(finite, padding_mask)
+        logits = ops.where(ops.expand_dims(valid, -1), logits, 0.0)
+        probs = ops.softmax(logits, axis=-1)
+        scores = self._scores(logits, probs, training)
+        limit = capacity if quota is None else quota
+        routes = self.route(probs, scores, valid, capacity, limit, training)
+        first = self._first_choices(probs, routes)  # [G, S]
+        if training:
+            self._add_losses(logits, probs, routes, first, valid)
+        if _worth_recording(tokens):
+            dropped = self._dropped_fraction(routes, capacity, valid)
+            self.stats(logits, probs, routes.expert_index, first, dropped, valid)
+        return routes
+
+    def choose(
+        self, probs: Any, scores: Any, training: bool | None = None
+    ) -> tuple[Any, Any]:
+        """Each token's experts and gates; what a subclass overrides.
+
+        Args:
+            probs: float32 `[G, S, E]`, softmax of the router logits.
+            scores: float32 `[G, S, E]`, what to rank by: `probs`, but for
+                noise under `exploration="sample"`.
+            training: bool.
+
+        Returns:
+            int32 `[G, S, K]`, distinct experts of a token, best first, where
+            `num_experts` stands for none; and float32 `[G, S, K]`, their
+            gates.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} must override choose()."
+        )
+
+    def route(
+        self,
+        probs: Any,
+        scores: Any,
+        valid: Any,
+        capacity: Any,
+        quota: Any,
+        training: bool | None,
+    ) -> RouterIndices:
+        """Turns `choose`'s answer into queues. Overridden by routers in which
+        experts choose tokens."""
+        del capacity, quota
+        expert_index, gate = self.choose(probs, scores, training)
+        expert_index = ops.cast(expert_index, "int32")
+        expert_index = ops.where(
+            ops.expand_dims(valid, -1), expert_index, self.num_experts
+        )
+        tokens, choices = ops.shape(probs)[1], expert_index.shape[-1]
+        expert_index = _choice_major(expert_index)  # [G, M]
+        gate = _choice_major(ops.cast(gate, "float32"))
+        slot_index = self._queue(expert_index, gate, tokens, choices)
+        places = ops.tile(ops.arange(tokens, dtype="int32"), (choices,))
+        token_index = ops.broadcast_to(
+            ops.expand_dims(places, 0), ops.shape(expert_index)
+        )
+        return RouterIndices(token_index, expert_index, slot_index, gate)
+
+    def _logits(self, tokens, training):
+        inputs = ops.cast(tokens, "float32")
+        if training and self.exploration == "input_jitter":
+            noise = keras.random.uniform(
+                ops.shape(inputs),
+                1.0 - self.jitter,
+                1.0 + self.jitter,
+                dtype="float32",
+                seed=self.seed_generator,
+            )
+            inputs = inputs * noise
+        if training and self.exploration == "input_dropout":
+            inputs = keras.random.dropout(
+                inputs, self.input_dropout, seed=self.seed_generator
+            )
+        return ops.matmul(inputs, ops.convert_to_tensor(self.kernel))
+
+    def _scores(self, logits, probs, training):
+        if not (training and self.exploration == "sample"):
+            return probs
+        uniform = keras.random.uniform(
+            ops.shape(logits), 1e-7, 1.0, "float32", seed=self.seed_generator
+        )
+        # The largest of the logits plus Gumbel noise is a draw from their
+        # softmax; exp keeps scores positive, as probabilities are.
+        noisy = logits / self.temperature - ops.log(-ops.log(uniform))
+        return ops.softmax(noisy, axis=-1)
+
+    def _queue(self, expert_index, gate, tokens, choices):
+        if not self.batch_prioritized:
+            return queue_positions(expert_index, self.num_experts)
+        # Re-order tokens by their first gate; within a choice the order is
+        # the same for all choices.
+        order = ops.argsort(-gate[:, :tokens], axis=-1)  # stable: ties by place
+        order = ops.cast(order, "int32")
+        inverse = ops.cast(ops.argsort(order, axis=-1), "int32")
+        steps = ops.arange(choices, dtype="int32") * tokens
+        spread = ops.expand_dims(steps, -1)  # [K, 1]
+        groups = ops.shape(order)[0]
+        shape = (groups, choices * tokens)
+        order = ops.reshape(ops.expand_dims(order, 1) + spread, shape)
+        inverse = ops.reshape(ops.expand_dims(inverse, 1) + spread, shape)
+        ranked = ops.take_along_axis(expert_index, order, axis=1)
+        queued = queue_positions(ranked, self.num_experts)
+        return ops.take_along_axis(queued, inverse, axis=1)
+
+    def _first_choices(self, probs, routes):
+        return routes.expert_index[:, : ops.shape(probs)[1]]
+
+    def _dropped_fraction(self, routes, capacity, valid):
+        del valid
+        if capacity is None:
+            return ops.zeros((), "float32")
+        wanted = routes.expert_index < self.num_experts
+        lost = ops.logical_and(wanted, routes.slot_index >= capacity)
+        lost, wanted = ops.cast(lost, "float32"), ops.cast(wanted, "float32")
+        return ops.sum(lost) / ops.maximum(ops.sum(wanted), 1.0)
+
+    def _add_losses(self, logits, probs, routes, first, valid):
+        if self.load_balancing_loss_weight:
+            loss = losses.load_balancing_loss(probs, first, valid)
+            self.add_loss(self.load_balancing_loss_weight * loss)
+        if self.z_loss_weight:
+            loss = losses.router_z_loss(logits, valid)
+            self.add_loss(self.z_loss_weight * loss)
+        if self.importance_loss_weight:
+            loss = losses.importance_loss(
+                routes.gate, routes.expert_index, self.num_experts
+            )
+            self.add_loss(self.importance_loss_weight * loss)
+
+    def get_config(self) -> dict:
+        names = (
+            "num_experts",
+            "exploration",
+            "jitter",
+            "input_dropout",
+            "temperature",
+            "batch_prioritized",
+            "load_balancing_loss_weight",
+            "z_loss_weight",
+            "importance_loss_weight",
+            "init_scale",
+            "seed",
+        )
+        return super().get_config() | {n: getattr(self, n) for n in names}
+
+
+@keras.saving.register_keras_serializable(package="keras_switch")
+class SwitchRouter(Router):
+    """Top-1 router of Switch Transformers.
+
+    A token goes to the expert of highest probability (the lowest index of
+    tied ones). Its gate is that probability of the softmax over all experts,
+    never renormalised: through it the router gets its gradient.
+
+    Arguments as `Router`.
+
+    Reference: Fedus et al. 2022 (arXiv 2101.03961), section 2.1, equations 1
+    and 2.
+    """
+
+    def choose(self, probs, scores, training=None):
+        del training
+        best = ops.expand_dims(ops.argmax(scores, axis=-1), -1)  # [G, S, 1]
+        return best, gather_probs(probs, best)
+
+
+def gather_probs(probs: Any, expert_index: Any) -> Any:
+    """The probability of each chosen expert.
+
+    Args:
+        probs: `[G, S, E]`.
+        expert_index: int `[G, S, K]`, each below E.
+
+    Returns:
+        `[G, S, K]`.
+    """
+    # A masked sum: exact, and its gradient needs no scatter.
+    experts = ops.arange(probs.shape[-1], dtype="int32")
+    parts = [
+        ops.sum(
+            ops.where(
+                ops.cast(expert_index[:, :, k : k + 1], "int32") == experts,
+                probs,
+                0.0,
+            ),
+            axis=-1,
+        )
+        for k in range(expert_index.shape[-1])
+    ]
+    return ops.stack(parts, axis=-1)
+
+
+def _choice_major(values: Any) -> Any:
+    """`[G, S, K]` -> `[G, K * S]`."""
+    groups, tokens, choices = ops.shape(values)
+    if choices == 1:
+        return values[:, :, 0]
+    values = ops.transpose(values, (0, 2, 1))
+    return ops.reshape(values, (groups, choices * tokens))
+
+
+def _worth_recording(tokens: Any) -> bool:
+    """Not in a decode step (one token of each sequence)."""
+    return tokens.shape[1] != 1

@@ -1,0 +1,355 @@
+"""SwitchLayer: group -> route -> dispatch -> experts -> combine."""
+
+from fractions import Fraction
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_switch.layers.dispatch import DroplessDispatch
+from keras_switch.layers.dispatch import EinsumDispatch
+from keras_switch.layers.dispatch import GatherDispatch
+from keras_switch.layers.experts import Experts
+from keras_switch.layers.feed_forward import get_activation
+from keras_switch.layers.routers import get_router
+from keras_switch.layers.routing import RouterIndices
+from keras_switch.layers.validation import check_choice
+from keras_switch.layers.validation import check_number
+
+CAPACITY_DISPATCHES = {"einsum": EinsumDispatch, "gather": GatherDispatch}
+DISPATCHES = (*CAPACITY_DISPATCHES, "dropless")
+
+
+@keras.saving.register_keras_serializable(package="keras_switch")
+class SwitchLayer(keras.layers.Layer):
+    """Sparse mixture of feed-forward experts, in place of a dense one.
+
+    A router sends each token to one expert (or a few), and the expert's
+    output, times the router's gate, is the layer's. In training an expert of a
+    group of tokens takes as many as its capacity; a token over it is dropped:
+    its output is exactly 0, and the residual connection around the layer
+    carries it. In evaluation there is no capacity (unless
+    `eval_capacity_factor` is given), so an example's output does not depend on
+    what it is batched with.
+
+    In training the router's auxiliary losses are added by `add_loss`. What the
+    router did in the last call stands in `routing_stats.value`;
+    `RoutingMonitor` shows it while `fit` runs.
+
+    Args:
+        num_experts: int, at least 1.
+        intermediate_dim: int, hidden width of each expert, `F`.
+        router: `"switch"` (top-1), `"top_k"`, `"expert_choice"`, or a
+            `keras_switch.Router`, of which the layer makes its own copy.
+        dispatch: how tokens travel in training: `"gather"`, `"einsum"`, or
+            `"dropless"`, without a capacity. All give the same result.
+        capacity_factor: float above 0. Capacity is
+            `max(min_capacity, ceil(capacity_factor * S / num_experts))`, at
+            most `S`, for groups of `S` tokens.
+        eval_capacity_factor: `None` for dropless evaluation, or a float above
+            0 (the paper's is 2.0), with which an example's output depends on
+            the tokens it shares a group with.
+        min_capacity: int, at least 1.
+        group_size: `None` for groups of one sequence; or int, tokens of a
+            group taken from the flattened batch.
+        activation: a Keras activation, or `"gated-"` and one.
+        dropout: float in `[0, 1)`, after the experts' activation.
+        expert_dropout: optional float, takes the place of `dropout` here
+            (the paper fine-tunes with 0.4 here and 0.1 elsewhere).
+        init_scale: float; kernels are truncated normal with standard deviation
+            `sqrt(init_scale / fan_in)`.
+
+    Call arguments:
+        x: `[B, T, D]`.
+        padding_mask: optional `[B, T]`, nonzero for real tokens. Padding takes
+            no capacity and no part in losses and statistics; its output is 0.
+        training: bool.
+        return_routing: bool, to return the routes too.
+
+    Returns:
+        `[B, T, D]`; with `return_routing`, also `RouterIndices`. The output of
+        a token that is not finite is NaN, and no other token's is touched.
+
+    Raises:
+        ValueError: for arguments out of range, an input that is not rank 3, or
+            a mask of another shape than the input.
+
+    Example:
+
+    ```python
+    inputs = keras.Input((None, 64))
+    x = keras.layers.LayerNormalization()(inputs)
+    x = keras_switch.SwitchLayer(num_experts=8, intermediate_dim=256)(x)
+    model = keras.Model(inputs, inputs + x)
+    ```
+
+    Reference: Fedus et al. 2022, Switch Transformers (arXiv 2101.03961),
+    section 2.
+    """
+
+    def __init__(
+        self,
+        num_experts: int,
+        intermediate_dim: int,
+        router: Any = "switch",
+        dispatch: str = "gather",
+        capacity_factor: float = 1.25,
+        eval_capacity_factor: float | None = None,
+        min_capacity: int = 4,
+        group_size: int | None = None,
+        activation: str = "relu",
+        dropout: float = 0.0,
+        expert_dropout: float | None = None,
+        init_scale: float = 0.1,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        check_number("num_experts", num_experts, True, at_least=1)
+        check_number("intermediate_dim", intermediate_dim, True, at_least=1)
+        check_choice("dispatch", dispatch, DISPATCHES)
+        check_number("capacity_factor", capacity_factor, above=0)
+        if eval_capacity_factor is not None:
+            check_number("eval_capacity_factor", eval_capacity_factor, above=0)
+        check_number("min_capacity", min_capacity, True, at_least=1)
+        if group_size is not None:
+            check_number("group_size", group_size, True, at_least=1)
+        get_activation(activation)
+        check_number("dropout", dropout, at_least=0, below=1)
+        if expert_dropout is not None:
+            check_number("expert_dropout", expert_dropout, at_least=0, below=1)
+        check_number("init_scale", init_scale, above=0)
+        self.num_experts = num_experts
+        self.intermediate_dim = intermediate_dim
+        self.dispatch = dispatch
+        self.capacity_factor = capacity_factor
+        self.eval_capacity_factor = eval_capacity_factor
+        self.min_capacity = min_capacity
+        self.group_size = group_size
+        self.activation = activation
+        self.dropout = dropout
+        self.expert_dropout = expert_dropout
+        self.init_scale = init_scale
+        self._make_sublayers(router)
+
+    def _make_sublayers(self, router):
+        self.router = get_router(
+            router, self.num_experts, name="router", dtype=self.dtype_policy
+        )
+        if not self.router.num_choices and self.dispatch == "dropless":
+            raise ValueError(
+                "dispatch must be 'gather' or 'einsum' with this router: "
+                "experts that choose their tokens have a capacity; received "
+                "dispatch='dropless'."
+            )
+        rate = self.expert_dropout
+        self.experts = Experts(
+            self.num_experts,
+            self.intermediate_dim,
+            activation=self.activation,
+            dropout=self.dropout if rate is None else rate,
+            init_scale=self.init_scale,
+            dtype=self.dtype_policy,
+            name="experts",
+        )
+
+    @property
+    def routing_stats(self) -> Any:
+        """`RoutingStats` of the last call."""
+        return self.router.stats
+
+    def build(self, x_shape: tuple) -> None:
+        _check_rank(x_shape)
+        if x_shape[-1] is None:
+            raise ValueError(
+                "x must have a known last dimension; received shape "
+                f"{tuple(x_shape)}."
+            )
+        self.router.build(x_shape)
+        self.experts.build(x_shape)
+        self.built = True
+
+    def call(self, x, padding_mask=None, training=None, return_routing=False):
+        _check_rank(x.shape)
+        padding_mask = _checked_mask(padding_mask, x)
+        if 0 in tuple(x.shape):
+            return _nothing(x, return_routing)
+        tokens, mask = self._group(x, padding_mask)
+        tokens, valid, poisoned = _set_aside_poisoned(tokens, mask)
+        capacity, quota = self._capacity(tokens, valid, training)
+        routes = self.router(
+            tokens, valid, capacity=capacity, quota=quota, training=training
+        )
+        outputs = self._run(tokens, routes, capacity, training)  # [G, S, D]
+        nan = ops.cast(float("nan"), outputs.dtype)
+        outputs = ops.where(ops.expand_dims(poisoned, -1), nan, outputs)
+        y = self._ungroup(outputs, x)  # [B, T, D]
+        return (y, routes) if return_routing else y
+
+    def _run(self, tokens, routes, capacity, training):
+        size, choices = ops.shape(tokens)[1], self.router.num_choices
+        if capacity is None and not self.experts.quantized:
+            rows = DroplessDispatch(routes, size, self.num_experts, choices)
+            outputs = self.experts(
+                rows.dispatch(tokens), sizes=rows.sizes, training=training
+            )
+            return rows.combine(outputs)
+        # Quantized kernels have no grouped product: a buffer that holds the
+        # whole group drops nothing.
+        capacity = size if capacity is None else capacity
+        kind = CAPACITY_DISPATCHES.get(self.dispatch, GatherDispatch)
+        buffers = kind(routes, size, self.num_experts, capacity, choices)
+        outputs = self.experts(buffers.dispatch(tokens), training=training)
+        return buffers.combine(outputs)
+
+    def _group(self, x, padding_mask):
+        """`[B, T, D]` -> `[G, S, D]`, and the mask `[G, S]`."""
+        batch, length, width = ops.shape(x)
+        if self.group_size is None:
+            return x, padding_mask
+        total = batch * length
+        size = _smaller(self.group_size, total)
+        groups = (total + size - 1) // size
+        # The last group is filled up with padding.
+        extra = groups * size - total
+        tokens = ops.reshape(x, (total, width))
+        mask = ops.reshape(padding_mask, (total,))
+        tokens = ops.concatenate(
+            [tokens, ops.zeros((extra, width), dtype=tokens.dtype)]
+        )
+        mask = ops.concatenate([mask, ops.zeros((extra,), dtype="bool")])
+        shape = (groups, size)
+        return ops.reshape(tokens, shape + (width,)), ops.reshape(mask, shape)
+
+    def _ungroup(self, outputs, x):
+        """`[G, S, D]` -> `[B, T, D]`."""
+        if self.group_size is None:
+            return outputs
+        batch, length, width = ops.shape(x)
+        groups, size, _ = ops.shape(outputs)
+        flat = ops.reshape(outputs, (groups * size, width))
+        return ops.reshape(flat[: batch * length], (batch, length, width))
+
+    def _capacity(self, tokens, valid, training):
+        """Slots of an expert, or `None`; and, where experts choose, how many
+        of them an expert may fill in each group (int32 `[G]`)."""
+        dropless = self.dispatch == "dropless"
+        factor = self.capacity_factor
+        if not training:
+            dropless = dropless or self.eval_capacity_factor is None
+            factor = self.eval_capacity_factor or factor
+        if self.router.num_choices:
+            if dropless:
+                return None, None
+            return self._slots(factor, ops.shape(tokens)[1]), None
+        real = ops.sum(ops.cast(valid, "int32"), axis=-1)  # [G]
+        # By the tokens that are there, so that padding changes nothing.
+        quota = self._slots(factor, real)
+        return self._slots(factor, ops.shape(tokens)[1]), quota
+
+    def _slots(self, factor, tokens):
+        # In whole numbers, so that a length known only at run time gives the
+        # same capacity as one known now.
+        ratio = Fraction(factor).limit_denominator(1000) / self.num_experts
+        slots = -(-tokens * ratio.numerator // ratio.denominator)
+        return _smaller(_larger(slots, self.min_capacity), tokens)
+
+    def compute_output_spec(
+        self, x, padding_mask=None, training=None, return_routing=False
+    ):
+        _check_rank(x.shape)
+        _checked_mask(padding_mask, x)
+        y = keras.KerasTensor(x.shape, dtype=self.compute_dtype)
+        if not return_routing:
+            return y
+        edges = (None, None)
+        index = [keras.KerasTensor(edges, dtype="int32") for _ in range(3)]
+        gate = keras.KerasTensor(edges, dtype="float32")
+        return y, RouterIndices(*index, gate)
+
+    def get_config(self) -> dict:
+        names = (
+            "num_experts",
+            "intermediate_dim",
+            "dispatch",
+            "capacity_factor",
+            "eval_capacity_factor",
+            "min_capacity",
+            "group_size",
+            "activation",
+            "dropout",
+            "expert_dropout",
+            "init_scale",
+        )
+        config = {name: getattr(self, name) for name in names}
+        router = keras.saving.serialize_keras_object(self.router)
+        router.pop("build_config", None)  # the copy is built by its own layer
+        return super().get_config() | config | {"router": router}
+
+
+def _nothing(x: Any, return_routing: bool) -> Any:
+    """What comes out of an empty batch: nothing, and no edge."""
+    if not return_routing:
+        return x
+    index = ops.zeros((x.shape[0], 0), dtype="int32")
+    gate = ops.zeros((x.shape[0], 0), dtype="float32")
+    return x, RouterIndices(index, index, index, gate)
+
+
+def _check_rank(shape: tuple) -> None:
+    if len(shape) != 3:
+        raise ValueError(
+            "x must be of rank 3, [batch, length, hidden]; received shape "
+            f"{tuple(shape)}."
+        )
+
+
+def _checked_mask(padding_mask: Any, x: Any) -> Any:
+    """The mask as bool `[B, T]`; all true where none is given."""
+    if padding_mask is None:
+        if isinstance(x, keras.KerasTensor):
+            return None
+        return ops.ones(ops.shape(x)[:2], dtype="bool")
+    if not isinstance(padding_mask, keras.KerasTensor):
+        padding_mask = ops.convert_to_tensor(padding_mask)
+    given, wanted = tuple(padding_mask.shape), tuple(x.shape[:2])
+    agree = len(given) == 2 and all(
+        g == w or g is None or w is None
+        for g, w in zip(given, wanted, strict=True)
+    )
+    if not agree:
+        raise ValueError(
+            "padding_mask must have the shape of x without its last dimension,"
+            f" {wanted}; received shape {given}."
+        )
+    if isinstance(padding_mask, keras.KerasTensor):
+        return padding_mask
+    return ops.cast(padding_mask, "bool")
+
+
+def _set_aside_poisoned(tokens: Any, mask: Any) -> tuple[Any, Any, Any]:
+    """Zeroes padding and tokens that are not finite.
+
+    A NaN in one token must not reach another, and 0 times NaN is NaN.
+
+    Returns:
+        The tokens `[G, S, D]`; which take part, bool `[G, S]`; and which are
+        real but not finite, bool `[G, S]`.
+    """
+    finite = ops.all(ops.isfinite(tokens), axis=-1)
+    valid = ops.logical_and(mask, finite)
+    zero = ops.zeros((), dtype=tokens.dtype)
+    tokens = ops.where(ops.expand_dims(valid, -1), tokens, zero)
+    return tokens, valid, ops.logical_and(mask, ops.logical_not(finite))
+
+
+def _smaller(a: Any, b: Any) -> Any:
+    """The minimum, an int where both are."""
+    if isinstance(a, int) and isinstance(b, int):
+        return min(a, b)
+    return ops.minimum(a, b)
+
+
+def _larger(a: Any, b: Any) -> Any:
+    if isinstance(a, int) and isinstance(b, int):
+        return max(a, b)
+    return ops.maximum(a, b)

@@ -1,0 +1,1 @@
+"""Functions on tensors: the only place that names a backend."""

@@ -1,0 +1,33 @@
+"""Compiling a function that is dear to run operation by operation."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+
+def compiled(*static: str) -> Callable:
+    """Compiles a function of tensors on JAX; leaves it alone elsewhere.
+
+    Eager JAX compiles a conditional or a loop anew at every call, because its
+    branches are new functions each time; under `jit` once for each shape.
+
+    Args:
+        *static: names of arguments that are not tensors.
+    """
+
+    def decorate(function: Callable) -> Callable:
+        if keras.backend.backend() != "jax":
+            return function
+        import jax
+
+        jitted = jax.jit(function, static_argnames=static)
+
+        @functools.wraps(function)
+        def call(*args: Any) -> Any:
+            return jitted(*args)
+
+        return call
+
+    return decorate

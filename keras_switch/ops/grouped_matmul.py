@@ -1,0 +1,297 @@
+"""Rows sorted by expert times each expert's own matrix: the dropless product.
+
+`[N, D]` rows, of which the first `sizes[0]` belong to expert 0 and so on,
+times `[E, D, F]`. Rows after the last expert's come out 0. Four forms of the
+same product:
+
+- `grouped_matmul_reference`: plain, every row through every expert.
+- `_batched`: a batched matmul over buffers of one capacity, where every
+  expert's rows fit in it. Costs `E * capacity` rows.
+- `_blocks`: a loop over blocks of rows, of which only the blocks that exist
+  are visited. Costs the rows there are and one copy of an expert's matrix for
+  each block; never touches an expert without rows.
+- `_loop`: one matmul for each expert that has rows, with sizes read on the
+  host; only where tensors have values while Python runs.
+
+`grouped_matmul` chooses between them at run time by the largest expert, so
+that a balanced batch runs at the speed of the batched matmul and a collapsed
+one still costs no more than its rows.
+"""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_switch.ops.compiled import compiled
+from keras_switch.ops.indexing import static_size
+from keras_switch.ops.indexing import upstream_of
+
+BLOCK_ROWS = 64
+# Largest expert over mean expert up to which the batched form is used.
+CAPACITIES = (1.25, 2.0)
+
+
+def grouped_matmul(rows: Any, sizes: Any, kernel: Any) -> Any:
+    """Multiplies each expert's rows by its kernel.
+
+    Args:
+        rows: `[N, D]`, sorted by expert.
+        sizes: int32 `[E]`, rows of each expert; their sum is at most `N`.
+        kernel: `[E, D, F]`, in the dtype of `rows`.
+
+    Returns:
+        `[N, F]`; 0 for rows that belong to no expert. Differentiable in
+        `rows` and `kernel`.
+    """
+    kernel = ops.convert_to_tensor(kernel)
+
+    def forward(rows, kernel):
+        def grad(*args, upstream=None):
+            upstream = upstream_of(args, upstream)
+            return (
+                _product(upstream, sizes, kernel, "ecf,edf->ecd"),
+                _kernel_gradient(rows, upstream, sizes, kernel),
+            )
+
+        return _product(rows, sizes, kernel, "ecd,edf->ecf"), grad
+
+    return ops.custom_gradient(forward)(rows, kernel)
+
+
+def grouped_matmul_reference(rows: Any, sizes: Any, kernel: Any) -> Any:
+    """The plain form: every row times every kernel, then its own is kept."""
+    num_experts = ops.shape(kernel)[0]
+    every = ops.einsum("nd,edf->enf", rows, kernel)
+    owner = _owners(rows, sizes)  # [N]
+    experts = ops.arange(num_experts, dtype="int32")
+    mine = ops.expand_dims(experts, -1) == ops.expand_dims(owner, 0)  # [E, N]
+    zero = ops.zeros((), dtype=every.dtype)
+    return ops.sum(ops.where(ops.expand_dims(mine, -1), every, zero), axis=0)
+
+
+@compiled("equation")
+def _product(rows: Any, sizes: Any, kernel: Any, equation: str) -> Any:
+    """Chooses the form of the product; `equation` is that of the buffers."""
+    if _has_values(sizes):
+        return _loop(rows, sizes, kernel, equation)
+    capacities = _capacities(rows, kernel)
+    branches = [
+        lambda rows, sizes, kernel, c=c: _batched(
+            rows, sizes, kernel, equation, c
+        )
+        for c in capacities
+    ]
+    branches.append(lambda *args: _blocks(*args, equation))
+    return _by_largest(sizes, capacities, branches, (rows, sizes, kernel))
+
+
+@compiled()
+def _kernel_gradient(
+    rows: Any, upstream: Any, sizes: Any, kernel: Any
+) -> Any:
+    """`[N, D]`, `[N, F]` -> `[E, D, F]`: each expert's outer products."""
+    if _has_values(sizes):
+        return _loop_outer(rows, upstream, sizes)
+    capacities = _capacities(rows, kernel)
+    branches = [
+        lambda rows, upstream, sizes, c=c: ops.einsum(
+            "ecd,ecf->edf",
+            _buffers(rows, sizes, c, zero_empty=True),
+            _buffers(upstream, sizes, c),
+        )
+        for c in capacities
+    ]
+    branches.append(_blocks_outer)
+    return _by_largest(sizes, capacities, branches, (rows, upstream, sizes))
+
+
+def _by_largest(
+    sizes: Any, capacities: list, branches: list, operands: tuple
+) -> Any:
+    """Runs the first branch whose capacity holds the largest expert."""
+    if not capacities:
+        return branches[-1](*operands)
+    largest = ops.max(sizes)
+    index = sum(ops.cast(largest > c, "int32") for c in capacities)
+    return ops.switch(index, branches, *operands)
+
+
+def _capacities(rows: Any, kernel: Any) -> list:
+    """Capacities of the batched forms; none where there are fewer rows than
+    experts (a decode step), since they would read every expert's kernel."""
+    count, num_experts = ops.shape(rows)[0], kernel.shape[0]
+    known = static_size(count)
+    if known is not None and known < num_experts:
+        return []
+    quarters = [int(4 * factor) for factor in CAPACITIES]
+    ceilings = [
+        (count * q + 4 * num_experts - 1) // (4 * num_experts)
+        for q in quarters
+    ]
+    if known is None:
+        return ceilings
+    return sorted({min(c, known) for c in ceilings})
+
+
+def _has_values(sizes: Any) -> bool:
+    """Whether Python may read the sizes now. Eager JAX could too, but would
+    compile anew for every size."""
+    if keras.backend.backend() == "torch":
+        return sizes.device.type != "meta"
+    if keras.backend.backend() == "tensorflow":
+        return hasattr(sizes, "numpy")
+    return False
+
+
+def _loop(rows: Any, sizes: Any, kernel: Any, equation: str) -> Any:
+    """One matmul for each expert that has rows."""
+    transpose = equation == "ecf,edf->ecd"
+    width = kernel.shape[1] if transpose else kernel.shape[2]
+    parts, start = [], 0
+    for expert, size in enumerate(ops.convert_to_numpy(sizes).tolist()):
+        if size:
+            matrix = kernel[expert]
+            matrix = ops.transpose(matrix) if transpose else matrix
+            parts.append(ops.matmul(rows[start : start + size], matrix))
+            start += size
+    parts.append(ops.zeros((rows.shape[0] - start, width), rows.dtype))
+    return ops.concatenate(parts, axis=0)
+
+
+def _loop_outer(rows: Any, upstream: Any, sizes: Any) -> Any:
+    parts, start = [], 0
+    for size in ops.convert_to_numpy(sizes).tolist():
+        mine = ops.transpose(rows[start : start + size])
+        parts.append(ops.matmul(mine, upstream[start : start + size]))
+        start += size
+    return ops.stack(parts)
+
+
+def _starts(sizes: Any) -> Any:
+    return ops.cumsum(sizes) - sizes  # [E]
+
+
+def _owners(rows: Any, sizes: Any) -> Any:
+    """The expert of each row, `E` for rows of none: int32 `[N]`."""
+    places = ops.arange(ops.shape(rows)[0], dtype="int32")
+    owner = ops.searchsorted(ops.cumsum(sizes), places, side="right")
+    return ops.cast(owner, "int32")
+
+
+def _buffers(
+    rows: Any, sizes: Any, capacity: Any, zero_empty: bool = False
+) -> Any:
+    """Rows copied to buffers of one capacity: `[N, D]` -> `[E, C, D]`."""
+    count, width = ops.shape(rows)
+    num_experts = sizes.shape[0]
+    slots = ops.expand_dims(ops.arange(capacity, dtype="int32"), 0)  # [1, C]
+    index = ops.expand_dims(_starts(sizes), -1) + slots  # [E, C]
+    flat = ops.reshape(ops.minimum(index, count - 1), (num_experts * capacity,))
+    taken = ops.reshape(
+        ops.take(rows, flat, axis=0), (num_experts, capacity, width)
+    )
+    if not zero_empty:
+        return taken
+    filled = ops.expand_dims(slots < ops.expand_dims(sizes, -1), -1)
+    return ops.where(filled, taken, ops.zeros((), dtype=rows.dtype))
+
+
+def _batched(
+    rows: Any, sizes: Any, kernel: Any, equation: str, capacity: Any
+) -> Any:
+    buffers = _buffers(rows, sizes, capacity)  # [E, C, D]
+    outputs = ops.einsum(equation, buffers, kernel)  # [E, C, F]
+    num_experts, _, width = ops.shape(outputs)
+    owner = _owners(rows, sizes)  # [N]
+    mine = ops.minimum(owner, num_experts - 1)
+    start = ops.take(_starts(sizes), mine)
+    places = ops.arange(ops.shape(rows)[0], dtype="int32")
+    slot = ops.minimum(places - start, capacity - 1)
+    flat = ops.reshape(outputs, (num_experts * capacity, width))
+    taken = ops.take(flat, mine * capacity + slot, axis=0)
+    return _zero_ownerless(taken, owner, num_experts)
+
+
+def _zero_ownerless(outputs: Any, owner: Any, num_experts: Any) -> Any:
+    owned = ops.expand_dims(owner < num_experts, -1)
+    return ops.where(owned, outputs, ops.zeros((), dtype=outputs.dtype))
+
+
+def _block_list(sizes: Any, block: int) -> tuple[Any, Any]:
+    """Blocks of each expert, and the running count: int32 `[E]` each."""
+    blocks = (sizes + block - 1) // block
+    return blocks, ops.cumsum(blocks)
+
+
+def _block(index: Any, sizes: Any, block: int) -> tuple[Any, Any, Any]:
+    """Expert, first row and number of rows of one block of the list."""
+    blocks, ends = _block_list(sizes, block)
+    expert = ops.searchsorted(ends, ops.reshape(index, (1,)), side="right")[0]
+    expert = ops.minimum(ops.cast(expert, "int32"), sizes.shape[0] - 1)
+    nth = index - ops.take(ends - blocks, expert)
+    start = ops.take(_starts(sizes), expert) + nth * block
+    return expert, start, ops.take(sizes, expert) - nth * block
+
+
+def _padded(rows: Any, block: int) -> Any:
+    return ops.pad(rows, ((0, block), (0, 0)))
+
+
+def _blocks(rows: Any, sizes: Any, kernel: Any, equation: str) -> Any:
+    block, count = _block_rows(rows), ops.shape(rows)[0]
+    padded, width = _padded(rows, block), ops.shape(rows)[1]
+    out_width = kernel.shape[1] if equation[-1] == "d" else kernel.shape[2]
+    total = _block_list(sizes, block)[1][-1]
+
+    def body(index, outputs):
+        expert, start, _ = _block(index, sizes, block)
+        part = ops.slice(padded, (start, 0), (block, width))
+        matrix = ops.slice(kernel, (expert, 0, 0), (1,) + kernel.shape[1:])
+        part = ops.einsum(equation, ops.expand_dims(part, 0), matrix)[0]
+        # What a block writes past its expert's last row, the next block
+        # writes again: blocks go in ascending order.
+        return index + 1, ops.slice_update(outputs, (start, 0), part)
+
+    outputs = ops.zeros((count + block, out_width), dtype=rows.dtype)
+    _, outputs = ops.while_loop(
+        lambda index, _: index < total,
+        body,
+        (ops.zeros((), dtype="int32"), outputs),
+    )
+    owner = _owners(rows, sizes)
+    return _zero_ownerless(outputs[:count], owner, kernel.shape[0])
+
+
+def _blocks_outer(rows: Any, upstream: Any, sizes: Any) -> Any:
+    block, num_experts = _block_rows(rows), sizes.shape[0]
+    left, right = _padded(rows, block), _padded(upstream, block)
+    d, f = ops.shape(rows)[1], ops.shape(upstream)[1]
+    total = _block_list(sizes, block)[1][-1]
+    places = ops.expand_dims(ops.arange(block, dtype="int32"), -1)
+
+    def body(index, outputs):
+        expert, start, mine = _block(index, sizes, block)
+        part = ops.slice(left, (start, 0), (block, d))
+        part = ops.where(places < mine, part, ops.zeros((), dtype=part.dtype))
+        other = ops.slice(right, (start, 0), (block, f))
+        so_far = ops.slice(outputs, (expert, 0, 0), (1, d, f))
+        added = so_far + ops.expand_dims(
+            ops.matmul(ops.transpose(part), other), 0
+        )
+        return index + 1, ops.slice_update(outputs, (expert, 0, 0), added)
+
+    _, outputs = ops.while_loop(
+        lambda index, _: index < total,
+        body,
+        (
+            ops.zeros((), dtype="int32"),
+            ops.zeros((num_experts, d, f), dtype=rows.dtype),
+        ),
+    )
+    return outputs
+
+
+def _block_rows(rows: Any) -> int:
+    known = static_size(ops.shape(rows)[0])
+    return BLOCK_ROWS if known is None else max(1, min(BLOCK_ROWS, known))
