@@ -1,4 +1,4 @@
-"""The bank of experts: E feed-forwards, which know neither tokens nor routes."""
+"""The bank of experts: E feed-forwards that know neither tokens nor routes."""
 
 from typing import Any
 

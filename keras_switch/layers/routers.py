@@ -5,12 +5,13 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_switch.layers.routing import Router
-from keras_switch.layers.routing import RouterIndices
-from keras_switch.layers.routing import SwitchRouter
-from keras_switch.layers.routing import gather_probs
-from keras_switch.layers.validation import check_choice
-from keras_switch.layers.validation import check_number
+from keras_switch.layers.routing import (
+    Router,
+    RouterIndices,
+    SwitchRouter,
+    gather_probs,
+)
+from keras_switch.layers.validation import check_choice, check_number
 
 SECOND_POLICIES = ("all", "random", "threshold")
 

@@ -1,15 +1,13 @@
 """Routers: they decide which expert a token goes to, and move nothing."""
 
-from typing import Any
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 from keras import ops
 
 from keras_switch import losses
 from keras_switch.layers.routing_stats import RoutingStats
-from keras_switch.layers.validation import check_choice
-from keras_switch.layers.validation import check_number
+from keras_switch.layers.validation import check_choice, check_number
 from keras_switch.ops.indexing import queue_positions
 
 EXPLORATIONS = ("argmax", "input_jitter", "input_dropout", "sample")
@@ -172,7 +170,9 @@ class Router(keras.layers.Layer):
             self._add_losses(logits, probs, routes, first, valid)
         if _worth_recording(tokens):
             dropped = self._dropped_fraction(routes, capacity, valid)
-            self.stats(logits, probs, routes.expert_index, first, dropped, valid)
+            self.stats(
+                logits, probs, routes.expert_index, first, dropped, valid
+            )
         return routes
 
     def choose(

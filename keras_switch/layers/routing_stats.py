@@ -5,8 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_switch.losses import load_balancing_loss
-from keras_switch.losses import router_z_loss
+from keras_switch.losses import load_balancing_loss, router_z_loss
 from keras_switch.ops.state import record
 
 STATISTICS = (

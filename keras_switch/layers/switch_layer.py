@@ -6,15 +6,16 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_switch.layers.dispatch import DroplessDispatch
-from keras_switch.layers.dispatch import EinsumDispatch
-from keras_switch.layers.dispatch import GatherDispatch
+from keras_switch.layers.dispatch import (
+    DroplessDispatch,
+    EinsumDispatch,
+    GatherDispatch,
+)
 from keras_switch.layers.experts import Experts
 from keras_switch.layers.feed_forward import get_activation
 from keras_switch.layers.routers import get_router
 from keras_switch.layers.routing import RouterIndices
-from keras_switch.layers.validation import check_choice
-from keras_switch.layers.validation import check_number
+from keras_switch.layers.validation import check_choice, check_number
 
 CAPACITY_DISPATCHES = {"einsum": EinsumDispatch, "gather": GatherDispatch}
 DISPATCHES = (*CAPACITY_DISPATCHES, "dropless")

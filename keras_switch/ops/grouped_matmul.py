@@ -24,10 +24,13 @@ import keras
 from keras import ops
 
 from keras_switch.ops.compiled import compiled
-from keras_switch.ops.indexing import static_size
-from keras_switch.ops.indexing import upstream_of
+from keras_switch.ops.indexing import static_size, upstream_of
 
 BLOCK_ROWS = 64
+# Matrix libraries sum in another order for a handful of rows (MKL: fewer than
+# 12). A product of at least this many keeps a row's result bit-equal whatever
+# it is batched with.
+LOOP_ROWS = 16
 # Largest expert over mean expert up to which the batched form is used.
 CAPACITIES = (1.25, 2.0)
 
@@ -87,9 +90,7 @@ def _product(rows: Any, sizes: Any, kernel: Any, equation: str) -> Any:
 
 
 @compiled()
-def _kernel_gradient(
-    rows: Any, upstream: Any, sizes: Any, kernel: Any
-) -> Any:
+def _kernel_gradient(rows: Any, upstream: Any, sizes: Any, kernel: Any) -> Any:
     """`[N, D]`, `[N, F]` -> `[E, D, F]`: each expert's outer products."""
     if _has_values(sizes):
         return _loop_outer(rows, upstream, sizes)
@@ -126,8 +127,7 @@ def _capacities(rows: Any, kernel: Any) -> list:
         return []
     quarters = [int(4 * factor) for factor in CAPACITIES]
     ceilings = [
-        (count * q + 4 * num_experts - 1) // (4 * num_experts)
-        for q in quarters
+        (count * q + 4 * num_experts - 1) // (4 * num_experts) for q in quarters
     ]
     if known is None:
         return ceilings
@@ -148,14 +148,17 @@ def _loop(rows: Any, sizes: Any, kernel: Any, equation: str) -> Any:
     """One matmul for each expert that has rows."""
     transpose = equation == "ecf,edf->ecd"
     width = kernel.shape[1] if transpose else kernel.shape[2]
+    count = rows.shape[0]
+    rows = _padded(rows, LOOP_ROWS) if count else rows
     parts, start = [], 0
     for expert, size in enumerate(ops.convert_to_numpy(sizes).tolist()):
         if size:
             matrix = kernel[expert]
             matrix = ops.transpose(matrix) if transpose else matrix
-            parts.append(ops.matmul(rows[start : start + size], matrix))
+            window = rows[start : start + max(size, LOOP_ROWS)]
+            parts.append(ops.matmul(window, matrix)[:size])
             start += size
-    parts.append(ops.zeros((rows.shape[0] - start, width), rows.dtype))
+    parts.append(ops.zeros((count - start, width), rows.dtype))
     return ops.concatenate(parts, axis=0)
 
 

@@ -4,8 +4,7 @@ Letters: `G` groups, `S` tokens of a group, `M` edges of a group (one edge is
 one token on its way to one expert), `L` slots, `D` hidden size.
 """
 
-from typing import Any
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 from keras import ops

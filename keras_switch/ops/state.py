@@ -19,3 +19,10 @@ def record(variable: keras.Variable, value: Any) -> None:
         if traced and not isinstance(variable.value, jax.core.Tracer):
             return
     variable.assign(value)
+
+
+def synchronize(model: keras.Model) -> None:
+    """Brings a model's variables up to date while `fit` is running: JAX keeps
+    them outside the model from step to step."""
+    if keras.backend.backend() == "jax":
+        model.jax_state_sync()

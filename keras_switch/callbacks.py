@@ -1,0 +1,127 @@
+"""A callback that shows what routers do while `fit` runs."""
+
+from typing import Any
+
+import keras
+
+from keras_switch.layers.routing_stats import STATISTICS
+from keras_switch.layers.switch_layer import SwitchLayer
+from keras_switch.layers.validation import check_number
+from keras_switch.ops.state import synchronize
+
+
+class RoutingMonitor(keras.callbacks.Callback):
+    """Adds the statistics of every `SwitchLayer` of a model to the logs.
+
+    They appear in the progress bar, in `History`, and in TensorBoard and CSV
+    logs of callbacks listed after this one, as `<layer>/dropped_fraction`,
+    `<layer>/max_mean_load`, `<layer>/router_confidence`,
+    `<layer>/router_entropy`, `<layer>/load_balancing_loss` and
+    `<layer>/router_z_loss`, each a mean over the epoch's tokens without
+    padding; in validation with `val_` before it. `SwitchSeq2SeqLM` reports
+    them by itself and needs no callback.
+
+    Args:
+        every: int, batches from one reading to the next. A reading on JAX
+            copies the training state back to the model; with a very short
+            step, read more seldom.
+
+    Raises:
+        ValueError: when training starts, for a model without a `SwitchLayer`.
+
+    Example:
+
+    ```python
+    model.fit(x, y, callbacks=[keras_switch.RoutingMonitor()])
+    ```
+    """
+
+    def __init__(self, every: int = 1) -> None:
+        super().__init__()
+        check_number("every", every, whole=True, at_least=1)
+        self.every = every
+        self._layers: dict[str, SwitchLayer] = {}
+        self._totals: dict[str, float] = {}
+        self._counts: dict[str, float] = {}
+        self._validation: dict[str, float] = {}
+
+    def set_model(self, model: keras.Model) -> None:
+        super().set_model(model)
+        self._layers = switch_layers(model)
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self._require_layers()
+
+    def on_test_begin(self, logs: Any = None) -> None:
+        self._require_layers()
+        # Validation inside an epoch must not touch the epoch's totals.
+        self._kept = self._totals, self._counts
+        self._totals, self._counts = {}, {}
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self._totals, self._counts, self._validation = {}, {}, {}
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self._read(batch, logs)
+
+    def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
+        self._read(batch, logs)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self._report(logs)
+        if logs is not None:
+            logs.update(self._validation)
+
+    def on_test_end(self, logs: Any = None) -> None:
+        # `evaluate` hands its callbacks a copy of the logs it returns.
+        means = self._means()
+        self._validation = {f"val_{name}": means[name] for name in means}
+        self._totals, self._counts = self._kept
+
+    def _require_layers(self) -> None:
+        if not self._layers:
+            raise ValueError(
+                "RoutingMonitor needs a model with at least one SwitchLayer; "
+                f"received a {type(self.model).__name__} without."
+            )
+
+    def _read(self, batch: int, logs: Any) -> None:
+        if batch % self.every:
+            return
+        synchronize(self.model)
+        for name, layer in self._layers.items():
+            values = keras.ops.convert_to_numpy(layer.routing_stats.value)
+            tokens = float(values[-1])
+            self._counts[name] = self._counts.get(name, 0.0) + tokens
+            for statistic, value in zip(STATISTICS, values[:-1], strict=True):
+                key = f"{name}/{statistic}"
+                total = self._totals.get(key, 0.0)
+                self._totals[key] = total + tokens * float(value)
+        self._report(logs)
+
+    def _report(self, logs: Any) -> None:
+        if logs is not None:
+            logs.update(self._means())
+
+    def _means(self) -> dict[str, float]:
+        return {
+            key: total / max(self._counts[key.rsplit("/", 1)[0]], 1.0)
+            for key, total in self._totals.items()
+        }
+
+
+def switch_layers(model: keras.Model) -> dict[str, SwitchLayer]:
+    """The `SwitchLayer`s of a model by name.
+
+    A layer that shares its name with another takes its path instead.
+    """
+    found = [
+        layer
+        for layer in model._flatten_layers()
+        if isinstance(layer, SwitchLayer)
+    ]
+    names = [layer.name for layer in found]
+    return {
+        (layer.path if names.count(layer.name) > 1 else layer.name): layer
+        for layer in found
+    }

@@ -1,0 +1,240 @@
+"""The block of a T5 encoder or decoder, around any feed-forward."""
+
+import inspect
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_switch.layers.attention import Attention, segment_mask
+from keras_switch.layers.normalization import RMSNorm
+
+
+@keras.saving.register_keras_serializable(package="keras_switch")
+class TransformerLayer(keras.layers.Layer):
+    """A pre-norm Transformer block whose feed-forward is handed in.
+
+    `x += attention(norm(x))` for self-attention, then for cross-attention if
+    there is one, then `x += feed_forward(norm(x))`. Whether the block is
+    sparse or dense is the business of `feed_forward` alone: a `SwitchLayer`, a
+    `FeedForward` or any layer from `[B, T, D]` to `[B, T, D]`. It is given
+    `padding_mask` if its `call` takes one.
+
+    The causal mask of a decoder is not made here: it comes with
+    `position_bias`, from `RelativePositionBias(bidirectional=False)`.
+
+    Args:
+        feed_forward: An unbuilt layer `[B, T, D] -> [B, T, D]`.
+        num_heads: Number of attention heads, `N`.
+        key_value_dim: Width of a head, `H`.
+        cross_attention: Whether the block also attends to `encoder_output`.
+        dropout: Dropout rate of the attention weights and of every branch
+            before it is added to the residual.
+        layer_norm_epsilon: Epsilon of the norms.
+        init_scale: Scale of the initial variance of the attention kernels.
+        **kwargs: `name`, `dtype` and the other arguments of `keras.Layer`.
+
+    Call arguments:
+        x: float `[B, T, D]`.
+        padding_mask: optional int `[B, T]`: 0 for padding, 1 for a token, or
+            packed segment ids from 1. Positions see only their own segment.
+        position_bias: optional float `[1, N, T, S]`.
+        encoder_output: float `[B, S, D]`, with `cross_attention` only. Leave
+            it out to reuse the cross-attention keys and values of `cache`.
+        encoder_padding_mask: optional int `[B, S]`.
+        cache: optional pair of self- and cross-attention caches, each
+            `[B, 2, S, N, H]`. With it, pass `padding_mask` only if `x` fills
+            the cache.
+        cache_update_index: int, row of the self-attention cache to write at.
+        training: Whether dropout, and the router's exploration, act.
+
+    Returns:
+        `[B, T, D]`, or a pair of it and the caches if `cache` was given.
+
+    Example:
+
+    ```python
+    block = keras_switch.layers.TransformerLayer(
+        keras_switch.SwitchLayer(num_experts=4, intermediate_dim=128),
+        num_heads=4,
+        key_value_dim=16,
+    )
+    y = block(np.random.normal(size=(2, 5, 64)))  # [2, 5, 64]
+    ```
+    """
+
+    def __init__(
+        self,
+        feed_forward: keras.layers.Layer,
+        num_heads: int,
+        key_value_dim: int,
+        cross_attention: bool = False,
+        dropout: float = 0.0,
+        layer_norm_epsilon: float = 1e-6,
+        init_scale: float = 0.1,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if not isinstance(feed_forward, keras.layers.Layer):
+            raise ValueError(
+                "feed_forward must be a keras.layers.Layer; received "
+                f"feed_forward={feed_forward!r}."
+            )
+        self.num_heads = num_heads
+        self.key_value_dim = key_value_dim
+        self.cross_attention = cross_attention
+        self.dropout = dropout
+        self.layer_norm_epsilon = layer_norm_epsilon
+        self.init_scale = init_scale
+        self.feed_forward = feed_forward
+        call_arguments = inspect.signature(feed_forward.call).parameters
+        self._masks_feed_forward = "padding_mask" in call_arguments
+        # The position bias stays float32; `call` casts what is to be cast.
+        self.autocast = False
+        self._make_layers()
+
+    def _make_layers(self):
+        self.self_attention_norm = self._norm("self_attention_norm")
+        self.self_attention = self._attention("self_attention")
+        if self.cross_attention:
+            self.cross_attention_norm = self._norm("cross_attention_norm")
+            self.cross_attention_layer = self._attention("cross_attention")
+        self.feed_forward_norm = self._norm("feed_forward_norm")
+        self.dropout_layer = keras.layers.Dropout(
+            self.dropout, name="dropout", dtype=self.dtype_policy
+        )
+
+    def _norm(self, name):
+        return RMSNorm(
+            self.layer_norm_epsilon, name=name, dtype=self.dtype_policy
+        )
+
+    def _attention(self, name):
+        return Attention(
+            self.num_heads,
+            self.key_value_dim,
+            dropout=self.dropout,
+            init_scale=self.init_scale,
+            name=name,
+            dtype=self.dtype_policy,
+        )
+
+    def build(self, input_shape):
+        layers = [self.self_attention_norm, self.self_attention]
+        if self.cross_attention:
+            layers += [self.cross_attention_norm, self.cross_attention_layer]
+        layers += [self.feed_forward_norm, self.feed_forward]
+        for layer in layers:
+            layer.build(input_shape)
+
+    def call(
+        self,
+        x,
+        padding_mask=None,
+        position_bias=None,
+        encoder_output=None,
+        encoder_padding_mask=None,
+        cache=None,
+        cache_update_index=None,
+        training=None,
+    ):
+        self._check_encoder_output(encoder_output, cache)
+        x = ops.cast(x, self.compute_dtype)
+        self_cache, cross_cache = (None, None) if cache is None else cache
+        y = self.self_attention(
+            self.self_attention_norm(x),
+            attention_mask=_mask(padding_mask, padding_mask),
+            position_bias=position_bias,
+            cache=self_cache,
+            cache_update_index=cache_update_index,
+            training=training,
+        )
+        y, self_cache = y if cache is not None else (y, None)
+        x = self._add(x, y, training)
+        if self.cross_attention:
+            y = self.cross_attention_layer(
+                self.cross_attention_norm(x),
+                context=encoder_output,
+                attention_mask=_mask(padding_mask, encoder_padding_mask),
+                cache=cross_cache,
+                cache_update_index=None if encoder_output is None else 0,
+                training=training,
+            )
+            y, cross_cache = y if cache is not None else (y, None)
+            x = self._add(x, y, training)
+        y = self._call_feed_forward(x, padding_mask, training)
+        x = self._add(x, y, training)
+        return x if cache is None else (x, (self_cache, cross_cache))
+
+    def _check_encoder_output(self, encoder_output, cache):
+        if encoder_output is not None and not self.cross_attention:
+            raise ValueError(
+                "encoder_output needs a TransformerLayer(cross_attention=True)"
+                "; received encoder_output with cross_attention=False."
+            )
+        if self.cross_attention and encoder_output is None and cache is None:
+            raise ValueError(
+                "encoder_output must be given with cross_attention=True, "
+                "unless a cache holds its keys and values; received "
+                "encoder_output=None, cache=None."
+            )
+
+    def _call_feed_forward(self, x, padding_mask, training):
+        y = self.feed_forward_norm(x)
+        if not self._masks_feed_forward:
+            return self.feed_forward(y, training=training)
+        return self.feed_forward(
+            y, padding_mask=padding_mask, training=training
+        )
+
+    def _add(self, x, y, training):
+        x = x + self.dropout_layer(y, training=training)
+        if self.compute_dtype != "float16":
+            return x
+        # The residual of a trained T5 outgrows float16, and the next norm
+        # would turn the infinity into NaN.
+        return ops.clip(x, -65504.0, 65504.0)
+
+    def compute_output_spec(
+        self,
+        x,
+        padding_mask=None,
+        position_bias=None,
+        encoder_output=None,
+        encoder_padding_mask=None,
+        cache=None,
+        cache_update_index=None,
+        training=None,
+    ):
+        y = keras.KerasTensor(x.shape, dtype=self.compute_dtype)
+        return y if cache is None else (y, cache)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "feed_forward": keras.saving.serialize_keras_object(
+                self.feed_forward
+            ),
+            "num_heads": self.num_heads,
+            "key_value_dim": self.key_value_dim,
+            "cross_attention": self.cross_attention,
+            "dropout": self.dropout,
+            "layer_norm_epsilon": self.layer_norm_epsilon,
+            "init_scale": self.init_scale,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        feed_forward = keras.saving.deserialize_keras_object(
+            config["feed_forward"]
+        )
+        return cls(**{**config, "feed_forward": feed_forward})
+
+
+def _mask(query_segments, key_segments):
+    """Attention mask `[B, T or 1, S]`, or `None` where all is seen."""
+    if key_segments is None:
+        return None
+    if query_segments is None:
+        return ops.expand_dims(key_segments, 1) != 0
+    return segment_mask(query_segments, key_segments)
