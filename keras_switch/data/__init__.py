@@ -1,0 +1,57 @@
+"""From text to training batches, without any machine-learning backend."""
+
+from keras_switch.data.corpus import (
+    LICENCES,
+    Document,
+    clean_documents,
+    demo_corpus,
+    read_corpus,
+    split_documents,
+    text_files,
+)
+from keras_switch.data.download import Wheel, fetch_wheel
+from keras_switch.data.files import atomic_write, cache_directory
+from keras_switch.data.held_out import HeldOut
+from keras_switch.data.objectives import (
+    Examples,
+    PrefixLM,
+    SpanCorruption,
+    largest_window,
+    prefix_lm,
+    span_corruption,
+    span_corruption_window,
+)
+from keras_switch.data.pipeline import Pipeline
+from keras_switch.data.spans import replace_spans
+from keras_switch.data.throughput import Throughput, measure_throughput
+from keras_switch.data.tokens import TokenizedCorpus, encode_documents
+from keras_switch.data.vocabulary import train_sentencepiece
+
+__all__ = [
+    "LICENCES",
+    "Document",
+    "Examples",
+    "HeldOut",
+    "Pipeline",
+    "PrefixLM",
+    "SpanCorruption",
+    "Throughput",
+    "TokenizedCorpus",
+    "Wheel",
+    "atomic_write",
+    "cache_directory",
+    "clean_documents",
+    "demo_corpus",
+    "encode_documents",
+    "fetch_wheel",
+    "largest_window",
+    "measure_throughput",
+    "prefix_lm",
+    "read_corpus",
+    "replace_spans",
+    "span_corruption",
+    "span_corruption_window",
+    "split_documents",
+    "text_files",
+    "train_sentencepiece",
+]
