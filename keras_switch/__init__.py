@@ -4,7 +4,12 @@ Importing it registers every class with Keras, so that saved models load.
 """
 
 from keras_switch import callbacks as callbacks
+from keras_switch import data as data
+from keras_switch import layers as layers
 from keras_switch import losses as losses
+from keras_switch import models as models
+from keras_switch import optimizers as optimizers
+from keras_switch import schedules as schedules
 from keras_switch.callbacks import RoutingMonitor as RoutingMonitor
 from keras_switch.layers import ExpertChoiceRouter as ExpertChoiceRouter
 from keras_switch.layers import Router as Router
@@ -12,5 +17,12 @@ from keras_switch.layers import RouterIndices as RouterIndices
 from keras_switch.layers import SwitchLayer as SwitchLayer
 from keras_switch.layers import SwitchRouter as SwitchRouter
 from keras_switch.layers import TopKRouter as TopKRouter
+from keras_switch.models import SwitchBackbone as SwitchBackbone
+from keras_switch.models import SwitchSeq2SeqLM as SwitchSeq2SeqLM
+from keras_switch.models import (
+    SwitchSeq2SeqLMPreprocessor as SwitchSeq2SeqLMPreprocessor,
+)
+from keras_switch.models import SwitchTokenizer as SwitchTokenizer
+from keras_switch.parameters import count_parameters as count_parameters
 
 __version__ = "0.1.0"

@@ -1,0 +1,255 @@
+"""What the routers of a model do with real batches, as plain numbers."""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+
+from keras_switch.layers.routing_stats import STATISTICS
+from keras_switch.layers.switch_layer import SwitchLayer
+
+_CONFIDENCE = STATISTICS.index("router_confidence")
+_ENTROPY = STATISTICS.index("router_entropy")
+_BALANCE = STATISTICS.index("load_balancing_loss")
+_COUNT = len(STATISTICS)
+
+
+class LayerRouting(NamedTuple):
+    """What the router of one sparse layer did. All NumPy, padding left out.
+
+    `E` experts; `N` of the most frequent tokens, by descending count.
+    """
+
+    name: str  # such as "encoder_layer_1"
+    num_tokens: int
+    load: np.ndarray  # float64 [E], fraction of edges, before capacity
+    max_mean_load: float  # 1 is balanced, E is collapsed
+    dropped_fraction: float  # of edges, at the capacity of training
+    router_confidence: float  # mean of the largest probability
+    router_entropy: float  # nats; ln E is undecided
+    load_balancing_loss: float  # unweighted; 1 is balanced, E is collapsed
+    token_entropy: float  # nats; of the expert given the token's id
+    token_ids: np.ndarray  # int64 [N]
+    tokens: tuple[str, ...]  # N
+    token_count: np.ndarray  # int64 [N], edges
+    token_share: np.ndarray  # float64 [N, E], fraction of the token's edges
+
+    def top_tokens(self, expert: int, k: int = 8) -> list[tuple[str, float]]:
+        """The tokens that an expert sees most often.
+
+        Args:
+            expert: Index of the expert.
+            k: How many at most.
+
+        Returns:
+            Pairs of a token and the fraction of its edges that go to the
+            expert, by descending number of edges. Tokens of which less than
+            twice the expert's load goes there are left out: they are common,
+            not special.
+        """
+        edges = self.token_share[:, expert] * self.token_count
+        special = self.token_share[:, expert] >= min(1.0, 2 * self.load[expert])
+        order = np.argsort(-np.where(special, edges, 0), kind="stable")[:k]
+        return [
+            (self.tokens[i], float(self.token_share[i, expert]))
+            for i in order
+            if special[i] and edges[i] > 0
+        ]
+
+
+class RoutingReport(NamedTuple):
+    """The sparse layers of a model, in the order they are called."""
+
+    layers: tuple[LayerRouting, ...]
+
+
+def routing_report(
+    model: keras.Model,
+    batches: Iterable[Any],
+    id_to_token: Callable[[int], str] | None = None,
+    num_tokens: int = 40,
+) -> RoutingReport:
+    """Runs a model on batches and reports what its routers did.
+
+    The model runs eagerly and in evaluation, so exploration and dropout are
+    off; how many edges training would drop is counted from their places in
+    the queues.
+
+    Args:
+        model: Any model with `SwitchLayer`s.
+        batches: Inputs of the model: dicts as a `SwitchBackbone` takes them,
+            or int arrays of token ids `[B, T]`. Layers with "decoder" in
+            their path are matched with `decoder_token_ids`.
+        id_to_token: Names a token, for instance a tokenizer's method; `None`
+            names it by its id.
+        num_tokens: How many of the most frequent tokens to tabulate.
+
+    Returns:
+        A `RoutingReport`.
+
+    Raises:
+        ValueError: If the model has no `SwitchLayer`, or there is no batch
+            with a real token.
+
+    Example:
+
+    ```python
+    report = keras_switch.analysis.routing_report(model.backbone, batches)
+    report.layers[0].load  # [E]
+    ```
+    """
+    layers = sparse_layers(model)
+    if not layers:
+        raise ValueError(
+            "model must have a SwitchLayer; received "
+            f"{model.name!r}, which has none."
+        )
+    counters = {}
+    for batch in batches:
+        # Dicts keep the order of insertion, which is the order of calls.
+        for name, call in _route(model, layers, batch).items():
+            counter = counters.setdefault(name, _Counter(layers[name]))
+            counter.add(*call, np.reshape(_token_ids(batch, name), -1))
+    if not any(counter.num_tokens for counter in counters.values()):
+        raise ValueError(
+            "batches must have at least one real token; received none."
+        )
+    return RoutingReport(
+        tuple(
+            counter.report(name, id_to_token or str, num_tokens)
+            for name, counter in counters.items()
+        )
+    )
+
+
+def sparse_layers(model: keras.Model) -> dict[str, SwitchLayer]:
+    """The `SwitchLayer`s of a model, by a short name.
+
+    Args:
+        model: A built model.
+
+    Returns:
+        A dict whose keys are the layers' paths without `/feed_forward`.
+    """
+    return {
+        layer.path.removesuffix("/feed_forward"): layer
+        for layer in model._flatten_layers()
+        if isinstance(layer, SwitchLayer)
+    }
+
+
+def _route(model, layers, batch):
+    """One call of the model: group size, routes and statistics by layer."""
+    seen = {}
+    with contextlib.ExitStack() as stack:
+        for name, layer in layers.items():
+            stack.enter_context(_recorded(layer.router, name, seen))
+        model(batch, training=False)
+    missing = sorted(set(layers) - set(seen))
+    if missing:
+        raise ValueError(
+            "model must call all its SwitchLayers; received one that does "
+            f"not call {missing}."
+        )
+    return seen
+
+
+@contextlib.contextmanager
+def _recorded(router, name, seen):
+    """While open, keeps what the router returns under `name`."""
+    call = router.call
+
+    def recording(*args, **kwargs):
+        routes = call(*args, **kwargs)
+        group_size = args[0].shape[1]
+        statistics = keras.ops.convert_to_numpy(router.stats.value)
+        arrays = [keras.ops.convert_to_numpy(field) for field in routes]
+        seen[name] = group_size, type(routes)(*arrays), statistics
+        return routes
+
+    # On the instance, so that neither its class nor another layer is touched.
+    router.call = recording
+    try:
+        yield
+    finally:
+        del router.call
+
+
+def _token_ids(batch, name):
+    if not isinstance(batch, Mapping):
+        return batch
+    stack = "decoder" if "decoder" in name else "encoder"
+    return batch[f"{stack}_token_ids"]
+
+
+class _Counter:
+    """Sums over batches of what one layer did."""
+
+    def __init__(self, layer):
+        self._layer = layer
+        self._statistics = np.zeros(len(STATISTICS))  # times tokens
+        self._edges = self._dropped = 0
+        self._keys, self._counts = [], []
+        self.num_tokens = 0
+
+    def add(self, group_size, routes, statistics, ids):
+        num_experts = self._layer.num_experts
+        used = routes.expert_index < num_experts  # [G, M]
+        over = routes.slot_index >= self._capacity(group_size)
+        self._edges += int(used.sum())
+        self._dropped += int((used & over).sum())
+        self.num_tokens += int(statistics[_COUNT])
+        self._statistics += statistics[:_COUNT] * statistics[_COUNT]
+        # Groups are cut from the flattened batch, in order.
+        first = np.arange(len(used))[:, None] * group_size  # [G, 1]
+        tokens = ids[(first + routes.token_index)[used]].astype("int64")
+        key = tokens * num_experts + routes.expert_index[used]
+        keys, counts = np.unique(key, return_counts=True)
+        self._keys.append(keys)
+        self._counts.append(counts)
+
+    def _capacity(self, group_size):
+        """Slots of an expert in training, as `SwitchLayer` counts them."""
+        layer = self._layer
+        if layer.dispatch == "dropless":
+            return group_size
+        even = layer.capacity_factor * group_size / layer.num_experts
+        return min(group_size, max(layer.min_capacity, math.ceil(even)))
+
+    def report(self, name, id_to_token, num_tokens):
+        ids, table = self._table()
+        load = table.sum(axis=0) / max(self._edges, 1)
+        means = self._statistics / max(self.num_tokens, 1)
+        count = table.sum(axis=1)
+        order = np.argsort(-count, kind="stable")[:num_tokens]
+        share = table / np.maximum(count, 1)[:, None]
+        logs = np.log(share, where=share > 0, out=np.zeros_like(share))
+        return LayerRouting(
+            name=name,
+            num_tokens=self.num_tokens,
+            load=load,
+            max_mean_load=float(load.max() * len(load)),
+            dropped_fraction=self._dropped / max(self._edges, 1),
+            router_confidence=float(means[_CONFIDENCE]),
+            router_entropy=float(means[_ENTROPY]),
+            load_balancing_loss=float(means[_BALANCE]),
+            token_entropy=float(-(table * logs).sum() / max(self._edges, 1)),
+            token_ids=ids[order],
+            tokens=tuple(id_to_token(int(i)) for i in ids[order]),
+            token_count=count[order],
+            token_share=share[order],
+        )
+
+    def _table(self):
+        """Ids `[U]` that were seen, and their edges by expert, `[U, E]`."""
+        keys, where = np.unique(np.concatenate(self._keys), return_inverse=True)
+        counts = np.zeros(len(keys), "int64")
+        np.add.at(counts, where, np.concatenate(self._counts))
+        token, expert = np.divmod(keys, self._layer.num_experts)
+        ids, row = np.unique(token, return_inverse=True)
+        table = np.zeros((len(ids), self._layer.num_experts), "int64")
+        table[row, expert] = counts
+        return ids, table

@@ -1,0 +1,57 @@
+"""All checks: ruff, then pytest once for each backend.
+
+    python -m tests
+
+Every backend gets processes of its own, because Keras chooses its backend when
+it is imported. Arguments are handed to pytest:
+`python -m tests tests/layers -k capacity`.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+BACKENDS = ("jax", "tensorflow", "torch")
+
+
+def run(title: str, command: list[str], **environment: str) -> bool:
+    """Runs one check in the repository root and says how it went."""
+    print(f"\n== {title}: {' '.join(command)}", flush=True)
+    start = time.monotonic()
+    code = subprocess.call(command, cwd=ROOT, env={**os.environ, **environment})
+    verdict = "passed" if code == 0 else f"FAILED, exit code {code}"
+    print(
+        f"== {title}: {verdict}, {time.monotonic() - start:.0f} s", flush=True
+    )
+    return code == 0
+
+
+def main(arguments: list[str]) -> int:
+    """Returns 0 if every check passed."""
+    python = [sys.executable, "-m"]
+    results = {
+        "ruff check": run("ruff check", [*python, "ruff", "check", "."]),
+        "ruff format": run(
+            "ruff format", [*python, "ruff", "format", "--check", "."]
+        ),
+    }
+    for backend in BACKENDS:
+        results[f"pytest on {backend}"] = run(
+            f"pytest on {backend}",
+            [*python, "pytest", "-q", "-n", "2", *arguments],
+            KERAS_BACKEND=backend,
+            # Two workers on two cores: more threads would only wait.
+            OMP_NUM_THREADS="1",
+            TF_CPP_MIN_LOG_LEVEL="2",
+        )
+    print()
+    for title, passed in results.items():
+        print(f"{title}: {'passed' if passed else 'FAILED'}")
+    return 0 if all(results.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

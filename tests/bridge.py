@@ -1,0 +1,127 @@
+"""From a `reference.Spec` to a real SwitchLayer, and back to NumPy."""
+
+import numpy as np
+from keras import ops
+
+import keras_switch
+from keras_switch.layers.routing_stats import STATISTICS
+from tests import reference
+
+PATHS = {
+    "kernel": "router/kernel",
+    "wi": "experts/wi/kernel",
+    "wi_0": "experts/wi_0/kernel",
+    "wi_1": "experts/wi_1/kernel",
+    "wo": "experts/wo/kernel",
+}
+
+
+def make_router(spec, **kwargs):
+    """The router of a Spec; it explores only if `kwargs` say so."""
+    common = {
+        "exploration": "argmax",
+        "load_balancing_loss_weight": spec.load_balancing_loss_weight,
+        "z_loss_weight": spec.z_loss_weight,
+        "importance_loss_weight": spec.importance_loss_weight,
+        **kwargs,
+    }
+    if spec.router == "expert_choice":
+        return keras_switch.ExpertChoiceRouter(**common)
+    common["batch_prioritized"] = spec.batch_prioritized
+    if spec.router == "switch":
+        return keras_switch.SwitchRouter(**common)
+    return keras_switch.TopKRouter(
+        k=spec.k,
+        second_policy=spec.second_policy,
+        second_threshold=spec.second_threshold,
+        **common,
+    )
+
+
+def make_layer(spec, dim=6, intermediate_dim=5, router=None, **kwargs):
+    """A built SwitchLayer with weights of ordinary size."""
+    layer = keras_switch.SwitchLayer(
+        num_experts=spec.num_experts,
+        intermediate_dim=intermediate_dim,
+        router=make_router(spec) if router is None else router,
+        dispatch=spec.dispatch,
+        capacity_factor=spec.capacity_factor,
+        eval_capacity_factor=spec.eval_capacity_factor,
+        min_capacity=spec.min_capacity,
+        group_size=spec.group_size,
+        activation=spec.activation,
+        **kwargs,
+    )
+    layer.build((None, None, dim))
+    fill(layer)
+    return layer
+
+
+def fill(layer, seed=3):
+    """Replaces the 0.1-scaled start by N(0, 1/fan_in), the router by N(0, 1).
+
+    The outputs are then of size one, so that a tolerance of 1e-5 says much.
+    """
+    rng = np.random.default_rng(seed)
+    for name, variable in variables(layer).items():
+        value = rng.normal(size=variable.shape)
+        if name != "kernel":
+            value /= np.sqrt(variable.shape[-2])
+        variable.assign(value.astype("float32"))
+
+
+def variables(layer):
+    """The weights by the oracle's names, found by their public paths."""
+    found = {}
+    for name, path in PATHS.items():
+        for variable in layer.trainable_variables:
+            if variable.path.endswith("/" + path):
+                found[name] = variable
+    assert len(found) == len(layer.trainable_variables)
+    return found
+
+
+def weights(layer):
+    return {
+        name: ops.convert_to_numpy(v).astype("float64")
+        for name, v in variables(layer).items()
+    }
+
+
+def numpy(tensor):
+    return ops.convert_to_numpy(tensor)
+
+
+def routes_to_numpy(routes):
+    return type(routes)(*[numpy(field) for field in routes])
+
+
+def assert_edges_equal(routes, edges, num_experts):
+    """RouterIndices against the oracle's edges, one by one."""
+    routes = routes_to_numpy(routes)
+    assert routes.token_index.shape == (len(edges), len(edges[0]))
+    for g, group in enumerate(edges):
+        for m, edge in enumerate(group):
+            where = f"group {g}, edge {m}: {edge}"
+            assert routes.expert_index[g, m] == edge.expert, where
+            if edge.expert == num_experts:
+                continue
+            assert routes.token_index[g, m] == edge.token, where
+            assert routes.slot_index[g, m] == edge.slot, where
+            assert abs(routes.gate[g, m] - edge.gate) < 1e-5, where
+
+
+def assert_statistics_equal(layer, wanted):
+    """The seven numbers of the last call; `wanted` is an oracle's Output."""
+    values = {**wanted.statistics, **wanted.losses}
+    assert layer.routing_stats.names == STATISTICS
+    stats = numpy(layer.routing_stats.value)
+    assert stats.shape == (len(STATISTICS) + 1,)
+    for name, value in zip((*STATISTICS, "tokens"), stats, strict=True):
+        np.testing.assert_allclose(
+            value, values[name], rtol=2e-5, atol=2e-6, err_msg=name
+        )
+
+
+def run_oracle(spec, layer, x, padding_mask=None):
+    return reference.switch_layer(spec, x, weights(layer), padding_mask)

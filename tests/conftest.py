@@ -1,0 +1,79 @@
+"""Fixtures of every test. The backend is the one KERAS_BACKEND names."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+
+@pytest.fixture(autouse=True)
+def same_start():
+    """The same seeds and the float32 policy before every test."""
+    keras.utils.set_random_seed(7)
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(7)
+
+
+@pytest.fixture
+def gradients():
+    """`gradients(fn, arrays, variables=())`.
+
+    Returns `(value, d/d arrays, d/d variables)` of the scalar `fn(*tensors)`
+    in NumPy, by the backend's automatic derivative. A gradient that does not
+    exist is zeros.
+    """
+    backend = {"jax": _jax, "tensorflow": _tensorflow, "torch": _torch}
+    differentiate = backend[keras.backend.backend()]
+
+    def run(fn, arrays, variables=()):
+        arrays = [np.asarray(a, "float32") for a in arrays]
+        value, grads = differentiate(fn, arrays, list(variables))
+        like = arrays + [np.zeros(v.shape) for v in variables]
+        grads = [
+            np.zeros_like(a) if g is None else ops.convert_to_numpy(g)
+            for a, g in zip(like, grads, strict=True)
+        ]
+        count = len(arrays)
+        return float(value), grads[:count], grads[count:]
+
+    return run
+
+
+def _jax(fn, arrays, variables):
+    import jax
+
+    def pure(arrays, values):
+        state = zip(variables, values, strict=True)
+        with keras.StatelessScope(list(state), collect_losses=True):
+            return fn(*arrays)
+
+    arrays = [ops.convert_to_tensor(a) for a in arrays]
+    values = [v.value for v in variables]
+    value, grads = jax.value_and_grad(pure, argnums=(0, 1))(arrays, values)
+    return value, [*grads[0], *grads[1]]
+
+
+def _tensorflow(fn, arrays, variables):
+    import tensorflow as tf
+
+    arrays = [tf.convert_to_tensor(a) for a in arrays]
+    values = [v.value for v in variables]
+    with tf.GradientTape() as tape:
+        tape.watch(arrays)
+        value = fn(*arrays)
+    return value, tape.gradient(value, [*arrays, *values])
+
+
+def _torch(fn, arrays, variables):
+    import torch
+
+    arrays = [torch.tensor(a, requires_grad=True) for a in arrays]
+    values = [v.value for v in variables]
+    value = fn(*arrays)
+    grads = torch.autograd.grad(value, [*arrays, *values], allow_unused=True)
+    return value.detach(), grads

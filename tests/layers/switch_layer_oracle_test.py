@@ -1,0 +1,192 @@
+"""Every router x dispatch against the NumPy oracle, values and gradients."""
+
+import numpy as np
+import pytest
+from keras import ops
+
+from tests import bridge, reference, reference_gradients
+
+B, T, D, E = 3, 8, 6, 4
+MASK = np.array([[1] * 8, [1] * 5 + [0] * 3, [0, 1, 2, 2, 0, 1, 1, 0]])
+ROUTERS = {
+    "switch": {},
+    "switch prioritized": {"batch_prioritized": True},
+    "top_k 1": {"router": "top_k", "k": 1},
+    "top_k 2": {"router": "top_k", "k": 2},
+    "top_k 2 prioritized": {
+        "router": "top_k",
+        "k": 2,
+        "batch_prioritized": True,
+    },
+    "top_k 2 threshold": {
+        "router": "top_k",
+        "k": 2,
+        "second_policy": "threshold",
+        "second_threshold": 0.3,
+    },
+    "top_k 3": {"router": "top_k", "k": 3, "activation": "gated-gelu"},
+    "expert_choice": {"router": "expert_choice"},
+}
+SQUEEZE = {
+    "roomy": {"capacity_factor": 8.0},
+    "drops": {"capacity_factor": 0.6, "min_capacity": 1},
+    "groups": {"capacity_factor": 0.7, "min_capacity": 1, "group_size": 5},
+}
+LOSSES = {
+    "load_balancing_loss_weight": 0.7,
+    "z_loss_weight": 0.3,
+    "importance_loss_weight": 0.5,
+}
+DISPATCHES = ["einsum", "gather", "dropless"]
+
+
+def pairs(routers):
+    """Router x dispatch; experts that choose are never dropless."""
+    found = [(r, d) for r in routers for d in DISPATCHES]
+    found.remove(("expert_choice", "dropless"))
+    return pytest.mark.parametrize("router,dispatch", found)
+
+
+def make(router, squeeze, dispatch, **kwargs):
+    spec = reference.Spec(
+        E,
+        dispatch=dispatch,
+        **{**ROUTERS[router], **SQUEEZE[squeeze], **LOSSES, **kwargs},
+    )
+    return spec, bridge.make_layer(spec, dim=D)
+
+
+@pytest.mark.parametrize("squeeze", SQUEEZE)
+@pairs(ROUTERS)
+def test_training_equals_oracle(router, squeeze, dispatch, rng, gradients):
+    spec, layer = make(router, squeeze, dispatch, training=True)
+    x, dy = rng.normal(size=(2, B, T, D))
+    weight = ops.convert_to_tensor(dy.astype("float32"))
+
+    def objective(x):
+        y = layer(x, padding_mask=MASK, training=True)
+        return ops.sum(y * weight) + sum(layer.losses)
+
+    layer(x.astype("float32"), padding_mask=MASK, training=True)
+    wanted = bridge.run_oracle(spec, layer, x, MASK)
+    bridge.assert_statistics_equal(layer, wanted)
+    drops = wanted.statistics["dropped_fraction"] > 0
+    assert drops == (dispatch != "dropless" and squeeze != "roomy")
+    variables = bridge.variables(layer)
+    value, (dx,), dws = gradients(objective, [x], variables.values())
+    loss = reference.total_loss(spec, wanted.losses)
+    np.testing.assert_allclose(
+        value, (wanted.y * dy).sum() + loss, rtol=1e-5, atol=1e-5
+    )
+    grads = reference_gradients.gradients(
+        spec, x, bridge.weights(layer), dy, MASK
+    )
+    np.testing.assert_allclose(dx, grads["x"], rtol=1e-5, atol=1e-5)
+    for name, dw in zip(variables, dws, strict=True):
+        np.testing.assert_allclose(
+            dw, grads[name], rtol=1e-5, atol=1e-5, err_msg=name
+        )
+
+
+@pytest.mark.parametrize("eval_capacity_factor", [None, 0.6])
+@pairs([*ROUTERS, "top_k 2 random"])
+def test_evaluation_equals_oracle(router, dispatch, eval_capacity_factor, rng):
+    kwargs = {"eval_capacity_factor": eval_capacity_factor}
+    if router == "top_k 2 random":
+        router, kwargs["second_policy"] = "top_k 2", "random"
+    spec, layer = make(router, "drops", dispatch, **kwargs)
+    x = rng.normal(size=(B, T, D)).astype("float32")
+    y, routes = layer(x, padding_mask=MASK, return_routing=True)
+    wanted = bridge.run_oracle(spec, layer, x, MASK)
+    np.testing.assert_allclose(bridge.numpy(y), wanted.y, rtol=1e-5, atol=1e-5)
+    bridge.assert_edges_equal(routes, wanted.edges, E)
+    bridge.assert_statistics_equal(layer, wanted)
+    assert not layer.losses
+    drops = wanted.statistics["dropped_fraction"] > 0
+    can_drop = dispatch != "dropless" and eval_capacity_factor is not None
+    assert drops == (can_drop or router == "expert_choice")
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pairs(["switch", "top_k 2", "expert_choice"])
+@pytest.mark.parametrize(
+    "shape", [(2, 3), (1, 1), (5, 1), (40, 1)], ids="{0[0]}x{0[1]}".format
+)
+def test_short_sequences_equal_oracle(shape, router, dispatch, training, rng):
+    """Fewer tokens than experts, and the step of a decoder, T = 1."""
+    spec, layer = make(router, "drops", dispatch, training=training)
+    x = rng.normal(size=(*shape, D)).astype("float32")
+    y, routes = layer(x, training=training, return_routing=True)
+    wanted = bridge.run_oracle(spec, layer, x)
+    np.testing.assert_allclose(bridge.numpy(y), wanted.y, rtol=1e-5, atol=1e-5)
+    bridge.assert_edges_equal(routes, wanted.edges, E)
+
+
+@pairs(ROUTERS)
+@pytest.mark.parametrize("tie", ["all", "pairs"])
+def test_ties_go_to_the_lowest_index(tie, router, dispatch, rng):
+    """Equal experts by index, equal tokens from left to right."""
+    spec, layer = make(router, "drops", dispatch, training=True)
+    kernel = rng.integers(0, 3, size=(D, E)).astype("float32")
+    kernel[:, 2:] = kernel[:, :2]  # experts 2, 3 tie with 0, 1
+    layer.router.kernel.assign(kernel if tie == "pairs" else kernel * 0)
+    x = np.eye(D)[rng.integers(0, D, size=(B, T))].astype("float32")
+    y, routes = layer(x, training=True, return_routing=True)
+    wanted = bridge.run_oracle(spec, layer, x)
+    bridge.assert_edges_equal(routes, wanted.edges, E)
+    np.testing.assert_allclose(bridge.numpy(y), wanted.y, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("activation", ["relu", "silu", "gated-silu"])
+def test_activations_equal_oracle(activation, rng):
+    spec = reference.Spec(E, activation=activation)
+    layer = bridge.make_layer(spec, dim=D)
+    x = rng.normal(size=(B, T, D)).astype("float32")
+    wanted = bridge.run_oracle(spec, layer, x)
+    np.testing.assert_allclose(
+        bridge.numpy(layer(x)), wanted.y, rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    "factor,minimum,length,size,capacity",
+    [
+        (1.25, 4, 8, None, 4),  # ceil(2.5) = 3, the minimum is 4
+        (1.25, 1, 8, None, 3),
+        (1.0, 1, 8, None, 2),
+        (1.0, 1, 9, None, 3),
+        (0.01, 1, 8, None, 1),
+        (64.0, 1, 8, None, 8),  # a token is at most once with an expert
+        (1.0, 100, 8, None, 8),
+        (1.0, 1, 8, 16, 4),  # 2 x 8 tokens in one group
+        (1.0, 1, 8, 100, 4),
+        (1.0, 1, 8, 6, 2),
+    ],
+)
+@pytest.mark.parametrize("k", [1, 2])
+def test_capacity_is_equation_3(k, factor, minimum, length, size, capacity):
+    """Tokens of the group x factor / experts, whatever k is."""
+    spec = reference.Spec(
+        E,
+        router="top_k",
+        k=k,
+        capacity_factor=factor,
+        min_capacity=minimum,
+        group_size=size,
+        training=True,
+    )
+    assert reference.capacity_of(spec, min(size or length, 16)) == capacity
+    layer = bridge.make_layer(spec, dim=D)
+    layer.router.kernel.assign(np.zeros((D, E), "float32"))
+    x = np.ones((2, length, D), "float32")
+    y = bridge.numpy(layer(x, training=True)).reshape(-1, D)
+    kept = [
+        min(capacity, len(group))
+        for group in _groups(2, length, size or length)
+    ]
+    assert (np.abs(y).sum(-1) > 0).sum() == sum(kept)
+
+
+def _groups(batch, length, size):
+    tokens = np.arange(batch * length)
+    return [tokens[i : i + size] for i in range(0, len(tokens), size)]

@@ -1,0 +1,133 @@
+import json
+import pathlib
+import shutil
+
+import pytest
+
+from keras_switch.models import SwitchBackbone
+from keras_switch.models import SwitchSeq2SeqLM
+from keras_switch.models import presets
+from keras_switch.models.presets import preset_paths
+from keras_switch.models.presets import resolve_preset
+
+NAMES = {
+    "switch_base_8",
+    "switch_base_16",
+    "switch_base_32",
+    "switch_base_64",
+    "switch_base_128",
+    "switch_base_256",
+    "switch_large_128",
+    "switch_xxl_128",
+    "switch_c_2048",
+    "switch_mini",
+    "t5_base",
+    "t5_large",
+    "t5_xxl",
+    "t5_mini",
+}
+
+
+def config(name):
+    path = pathlib.Path(preset_paths()[name]) / "config.json"
+    return json.loads(path.read_text())["config"]
+
+
+def test_all_presets_are_listed_by_short_name():
+    assert set(preset_paths()) == NAMES
+    assert set(SwitchBackbone.presets) == NAMES
+    assert SwitchSeq2SeqLM.presets == SwitchBackbone.presets
+
+
+@pytest.mark.parametrize(
+    ("dense", "sparse"),
+    [
+        ("t5_base", "switch_base_8"),
+        ("t5_large", "switch_large_128"),
+        ("t5_xxl", "switch_xxl_128"),
+        ("t5_mini", "switch_mini"),
+    ],
+)
+def test_a_dense_twin_differs_in_its_experts_alone(dense, sparse):
+    dense, sparse = config(dense), config(sparse)
+    different = {k for k in sparse if dense[k] != sparse[k]}
+    assert different == {
+        "name",
+        "num_experts",
+        "encoder_sparse_step",
+        "decoder_sparse_step",
+    }
+
+
+def test_sizes_of_the_bases_differ_in_the_number_of_experts_alone():
+    base = config("switch_base_8")
+    for experts in (16, 32, 64, 128, 256):
+        name = f"switch_base_{experts}"
+        wanted = {**base, "num_experts": experts, "name": name}
+        assert config(name) == wanted
+
+
+@pytest.mark.parametrize("name", ["switch_mini", "t5_mini"])
+def test_a_short_name_makes_a_model(name):
+    backbone = SwitchBackbone.from_preset(name, load_weights=False)
+    wanted = config(name)
+    made = backbone.get_config()
+    assert {k: made[k] for k in wanted} == wanted
+    lm = SwitchSeq2SeqLM(backbone)
+    assert lm.preprocessor is None
+
+
+def test_a_task_of_a_preset_without_tokenizer_has_no_preprocessor():
+    lm = SwitchSeq2SeqLM.from_preset("t5_mini", load_weights=False)
+    assert lm.preprocessor is None
+
+
+def test_arguments_override_the_preset():
+    backbone = SwitchBackbone.from_preset(
+        "switch_mini", load_weights=False, num_experts=2, dropout=0.3
+    )
+    assert (backbone.num_experts, backbone.dropout) == (2, 0.3)
+
+
+@pytest.mark.parametrize("cls", [SwitchBackbone, SwitchSeq2SeqLM])
+def test_weights_that_are_not_there_are_an_error_that_says_what_to_do(cls):
+    with pytest.raises(ValueError, match="Pass load_weights=False"):
+        cls.from_preset("switch_base_8")
+
+
+@pytest.mark.parametrize("cls", [SwitchBackbone, SwitchSeq2SeqLM])
+def test_unknown_arguments_are_refused(cls):
+    with pytest.raises(ValueError, match="has no argument dropuot"):
+        cls.from_preset("t5_mini", load_weights=False, dropuot=0.3)
+
+
+def test_a_task_refuses_arguments_of_the_backbone():
+    with pytest.raises(ValueError, match="has no argument num_experts"):
+        SwitchSeq2SeqLM.from_preset(
+            "switch_mini", load_weights=False, num_experts=8
+        )
+
+
+def test_an_unknown_name_is_answered_with_the_known_ones():
+    with pytest.raises(ValueError, match="one of switch_base_128, .*swich_8"):
+        SwitchBackbone.from_preset("swich_8")
+    with pytest.raises(ValueError, match="received preset=8"):
+        resolve_preset(8)
+
+
+def test_folders_and_handles_are_left_alone(tmp_path):
+    assert resolve_preset(str(tmp_path)) == str(tmp_path)
+    assert resolve_preset(tmp_path) == str(tmp_path)
+    assert resolve_preset("hf://a/b", load_weights=True) == "hf://a/b"
+
+
+def test_an_installed_package_has_the_folder_inside(tmp_path, monkeypatch):
+    shutil.copytree(
+        preset_paths()["switch_base_8"], tmp_path / "presets/switch_base_8"
+    )
+    (tmp_path / "presets" / "__pycache__").mkdir()
+    folders = (str(tmp_path / "presets"), *presets._FOLDERS)
+    monkeypatch.setattr(presets, "_FOLDERS", folders)
+    assert preset_paths() == {
+        "switch_base_8": str(tmp_path / "presets" / "switch_base_8")
+    }

@@ -1,0 +1,84 @@
+"""A small model, its inputs and its vocabulary, for the tests of models."""
+
+import functools
+import io
+
+import numpy as np
+import sentencepiece
+
+from keras_switch.models import SwitchBackbone
+from keras_switch.models import SwitchSeq2SeqLM
+from keras_switch.models import SwitchSeq2SeqLMPreprocessor
+from keras_switch.models import SwitchTokenizer
+
+# 50 pieces and 100 sentinels.
+VOCABULARY = 150
+ARGUMENTS = {
+    "vocabulary_size": VOCABULARY,
+    "num_encoder_layers": 2,
+    "num_decoder_layers": 2,
+    "num_heads": 2,
+    "hidden_dim": 16,
+    "intermediate_dim": 32,
+    "key_value_dim": 6,
+    "num_experts": 4,
+    "dropout": 0.0,
+    # Larger than the default, so that a wrong term shows.
+    "init_scale": 2.0,
+}
+TEXTS = (
+    "The quick brown fox jumped over the lazy dog.",
+    "A man walks in the park with a small brown dog.",
+    "the earth is round",
+)
+
+
+def backbone(**arguments):
+    return SwitchBackbone(**{**ARGUMENTS, **arguments})
+
+
+def lm(preprocessor=None, **arguments):
+    return SwitchSeq2SeqLM(backbone(**arguments), preprocessor)
+
+
+@functools.cache
+def proto(model_type="unigram", pieces=50):
+    """A SentencePiece model without sentinels."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXTS * 10),
+        model_writer=model,
+        vocab_size=pieces,
+        model_type=model_type,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        pad_piece="<pad>",
+        eos_piece="</s>",
+        unk_piece="<unk>",
+        hard_vocab_limit=False,
+        minloglevel=9,
+    )
+    return model.getvalue()
+
+
+def preprocessor(**arguments):
+    lengths = {"encoder_sequence_length": 8, "decoder_sequence_length": 6}
+    tokenizer = SwitchTokenizer(proto=proto())
+    return SwitchSeq2SeqLMPreprocessor(tokenizer, **{**lengths, **arguments})
+
+
+def inputs(rng, batch_size=2, encoder_length=7, decoder_length=5):
+    """Rows of different lengths; the first one is full."""
+    x = {}
+    for name, length in (
+        ("encoder", encoder_length),
+        ("decoder", decoder_length),
+    ):
+        ids = rng.integers(3, VOCABULARY, (batch_size, length))
+        real = np.maximum(length - np.arange(batch_size), 1)
+        mask = np.arange(length) < real[:, None]
+        x[f"{name}_token_ids"] = np.where(mask, ids, 0).astype("int32")
+        x[f"{name}_padding_mask"] = mask.astype("int32")
+    return x
