@@ -242,4 +242,10 @@ def get_router(identifier: Any, num_experts: int, **kwargs: Any) -> Router:
             f"layer has num_experts={num_experts}. Leave it out of the router."
         )
     config = identifier.get_config() | {"num_experts": num_experts} | kwargs
-    return type(identifier).from_config(config)
+    try:
+        return type(identifier).from_config(config)
+    except TypeError as error:
+        # Keras wraps what the constructor says in a page of config.
+        if isinstance(error.__context__, ValueError):
+            raise error.__context__ from None
+        raise

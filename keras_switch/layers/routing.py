@@ -161,7 +161,7 @@ class Router(keras.layers.Layer):
         if padding_mask is not None:
             valid = ops.logical_and(finite, padding_mask)
         logits = ops.where(ops.expand_dims(valid, -1), logits, 0.0)
-        probs = ops.softmax(logits, axis=-1)
+        probs = _softmax(logits)
         scores = self._scores(logits, probs, training)
         limit = capacity if quota is None else quota
         routes = self.route(probs, scores, valid, capacity, limit, training)
@@ -248,7 +248,7 @@ class Router(keras.layers.Layer):
         # The largest of the logits plus Gumbel noise is a draw from their
         # softmax; exp keeps scores positive, as probabilities are.
         noisy = logits / self.temperature - ops.log(-ops.log(uniform))
-        return ops.softmax(noisy, axis=-1)
+        return _softmax(noisy)
 
     def _queue(self, expert_index, gate, tokens, choices):
         if not self.batch_prioritized:
@@ -354,6 +354,13 @@ def gather_probs(probs: Any, expert_index: Any) -> Any:
         for k in range(expert_index.shape[-1])
     ]
     return ops.stack(parts, axis=-1)
+
+
+def _softmax(logits: Any) -> Any:
+    # Keras warns of a softmax over one expert, which is always 1.
+    if logits.shape[-1] == 1:
+        return ops.ones_like(logits)
+    return ops.softmax(logits, axis=-1)
 
 
 def _choice_major(values: Any) -> Any:

@@ -165,12 +165,13 @@ class SwitchLayer(keras.layers.Layer):
                 "x must have a known last dimension; received shape "
                 f"{tuple(x_shape)}."
             )
+        self.hidden_dim = x_shape[-1]
         self.router.build(x_shape)
         self.experts.build(x_shape)
         self.built = True
 
     def call(self, x, padding_mask=None, training=None, return_routing=False):
-        _check_rank(x.shape)
+        self._check_input(x.shape)
         padding_mask = _checked_mask(padding_mask, x)
         if 0 in tuple(x.shape):
             return _nothing(x, return_routing)
@@ -185,6 +186,14 @@ class SwitchLayer(keras.layers.Layer):
         outputs = ops.where(ops.expand_dims(poisoned, -1), nan, outputs)
         y = self._ungroup(outputs, x)  # [B, T, D]
         return (y, routes) if return_routing else y
+
+    def _check_input(self, shape):
+        _check_rank(shape)
+        if self.built and shape[-1] != self.hidden_dim:
+            raise ValueError(
+                f"x must have {self.hidden_dim} as its last dimension, as when "
+                f"the layer was built; received shape {tuple(shape)}."
+            )
 
     def _run(self, tokens, routes, capacity, training):
         size, choices = ops.shape(tokens)[1], self.router.num_choices
@@ -257,7 +266,7 @@ class SwitchLayer(keras.layers.Layer):
     def compute_output_spec(
         self, x, padding_mask=None, training=None, return_routing=False
     ):
-        _check_rank(x.shape)
+        self._check_input(x.shape)
         _checked_mask(padding_mask, x)
         y = keras.KerasTensor(x.shape, dtype=self.compute_dtype)
         if not return_routing:
