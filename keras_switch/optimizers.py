@@ -154,7 +154,9 @@ class Adafactor(keras.optimizers.Optimizer):
     def update_step(self, gradient, variable, learning_rate):
         index = self._get_variable_index(variable)
         plan, slots = self._plans[index], self._slots[index]
-        gradient = ops.cast(gradient, "float32")
+        # TensorFlow's gradient of an embedding lists rows, some of them twice,
+        # whose squares must not be taken one by one: adding makes it dense.
+        gradient = ops.add(ops.cast(gradient, "float32"), 0.0)
         value = ops.cast(variable, "float32")
 
         update = gradient * self._inverse_root(gradient, plan, slots)

@@ -9,9 +9,11 @@ from typing import Any
 import keras
 
 from keras_switch.layers.routers import get_router
-from keras_switch.models.backbone_arguments import check_arguments
-from keras_switch.models.backbone_arguments import check_known
-from keras_switch.models.backbone_arguments import sparse_stacks
+from keras_switch.models.backbone_arguments import (
+    check_arguments,
+    check_known,
+    sparse_stacks,
+)
 from keras_switch.models.presets import resolve_preset
 from keras_switch.models.switch_backbone import SwitchBackbone
 

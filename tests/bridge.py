@@ -70,6 +70,30 @@ def fill(layer, seed=3):
         variable.assign(value.astype("float32"))
 
 
+def fill_experts(layer):
+    """Puts the experts back to what `fill` made them, not the router."""
+    kernel = numpy(layer.router.kernel).copy()
+    fill(layer)
+    layer.router.kernel.assign(kernel)
+
+
+def make_identity(layer):
+    """Experts that return their input: relu(x) - relu(-x), so F = 2 D."""
+    num_experts, dim, _ = variables(layer)["wi"].shape
+    eye = np.eye(dim)
+    both = np.concatenate([eye, -eye], axis=1)
+    stack = np.tile(both, (num_experts, 1, 1)).astype("float32")
+    variables(layer)["wi"].assign(stack)
+    variables(layer)["wo"].assign(stack.transpose(0, 2, 1))
+
+
+def rename_experts(layer, order):
+    """Expert `order[i]` becomes expert `i`, in the bank and the router."""
+    for name, variable in variables(layer).items():
+        axis = 1 if name == "kernel" else 0
+        variable.assign(np.take(numpy(variable), order, axis=axis))
+
+
 def variables(layer):
     """The weights by the oracle's names, found by their public paths."""
     found = {}

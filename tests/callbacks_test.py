@@ -71,9 +71,7 @@ def test_the_mean_is_over_batches_not_the_last_one():
 
 
 def test_the_progress_bar_sees_them(capsys):
-    _model().fit(
-        *_data(), verbose=2, callbacks=[keras_switch.RoutingMonitor()]
-    )
+    _model().fit(*_data(), verbose=2, callbacks=[keras_switch.RoutingMonitor()])
     assert "first/max_mean_load" in capsys.readouterr().out
 
 

@@ -14,6 +14,16 @@ def same_start():
     keras.config.set_dtype_policy("float32")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def bounded_memory():
+    """Thousands of small shapes are compiled on JAX: forget them by file."""
+    yield
+    if keras.backend.backend() == "jax":
+        import jax
+
+        jax.clear_caches()
+
+
 @pytest.fixture
 def rng():
     return np.random.default_rng(7)

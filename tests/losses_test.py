@@ -153,7 +153,9 @@ def test_gradients(rng, gradients):
         up[g, m] += 1e-5
         down[g, m] -= 1e-5
         pair = [
-            reference.importance_loss(list(zip(v.ravel(), index.ravel())), E)
+            reference.importance_loss(
+                list(zip(v.ravel(), index.ravel(), strict=True)), E
+            )
             for v in (up, down)
         ]
         wanted = (pair[0] - pair[1]) / 2e-5

@@ -318,6 +318,24 @@ def test_fit_trains_and_state_survives_saving(tmp_path):
         )
 
 
+@pytest.mark.parametrize("min_dim", [4, 128])
+def test_embedding_with_repeated_tokens(min_dim):
+    """On TensorFlow the gradient arrives as rows, here one of them twice."""
+    embedding = keras.layers.Embedding(6, 4)
+    model = keras.Sequential([keras.Input((3,), dtype="int32"), embedding])
+    model.compile(Adafactor(0.1, min_dim_to_factor=min_dim), "mse")
+    start = ops.convert_to_numpy(embedding.embeddings)
+    ids = np.array([[1, 1, 4]])
+    target = np.ones((1, 3, 4), "float32")
+    gradient = np.zeros((6, 4))
+    np.add.at(gradient, ids[0], 2 * (start[ids[0]] - target[0]) / target.size)
+    model.train_on_batch(ids, target)
+    expected = numpy_adafactor(start, gradient[None], 0.1, min_dim=min_dim)
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(embedding.embeddings), expected, atol=1e-6
+    )
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

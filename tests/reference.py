@@ -144,7 +144,10 @@ def route(spec, probs, valid, capacity):
     """The edges of one group in the order of RouterIndices."""
     if spec.router == "expert_choice":
         return route_expert_choice(spec, probs, valid, capacity)
-    chosen = [choose(spec, p) if v else None for p, v in zip(probs, valid)]
+    chosen = [
+        choose(spec, p) if v else None
+        for p, v in zip(probs, valid, strict=True)
+    ]
     k = spec.k if spec.router == "top_k" else 1
     order = list(range(len(probs)))
     if spec.batch_prioritized:
@@ -304,7 +307,9 @@ def statistics(spec, probs, valid, edges):
     logs = np.log(np.where(rows > 0, rows, 1.0))
     dropped = sum(not e.kept for e in wanted) / max(len(wanted), 1)
     if spec.router == "expert_choice":  # tokens that no expert chose
-        chosen = {(g, e.token) for g, i in enumerate(edges) for e in i if e.kept}
+        chosen = {
+            (g, e.token) for g, i in enumerate(edges) for e in i if e.kept
+        }
         dropped = 1 - len(chosen) / valid.sum() if valid.any() else 0.0
     return {
         "dropped_fraction": dropped,

@@ -166,9 +166,13 @@ def _plan():
             "packed sort": lambda i, e=experts: queue_positions(i, e),
             "one-hot cumsum": lambda i, e=experts: one_hot(i, e),
         }
-        calls = {
-            name: lambda f=measure.compiled(function), i=index: f(i)
+        compiled = {
+            name: measure.compiled(function)
             for name, function in functions.items()
+        }
+        calls = {
+            name: lambda f=function, i=index: f(i)
+            for name, function in compiled.items()
         }
         results = [ops.convert_to_numpy(call()) for call in calls.values()]
         assert (results[0] == results[1]).all()

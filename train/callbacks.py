@@ -1,5 +1,7 @@
 """What `fit` calls while it pre-trains. Imports Keras: import it in `main`."""
 
+import importlib.util
+import os
 import time
 
 import keras
@@ -129,11 +131,11 @@ def _line(logs):
     return " | ".join(parts)
 
 
-def tensorboard(folder: str) -> list:
-    """The TensorBoard callback, or nothing where it is not installed."""
-    try:
-        import tensorboard  # noqa: F401
-    except ImportError:
+def files(workdir: str) -> list:
+    """Callbacks that write `history.csv` and, if it is there, TensorBoard's."""
+    history = keras.callbacks.CSVLogger(os.path.join(workdir, "history.csv"))
+    if importlib.util.find_spec("tensorboard") is None:
         logging.info("TensorBoard is not installed: no event files.")
-        return []
-    return [keras.callbacks.TensorBoard(folder, update_freq="epoch")]
+        return [history]
+    folder = os.path.join(workdir, "tensorboard")
+    return [history, keras.callbacks.TensorBoard(folder, update_freq="epoch")]

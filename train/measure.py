@@ -39,8 +39,31 @@ def header() -> dict[str, Any]:
 
 
 def _device():
-    devices = keras.distribution.list_devices()
-    return devices[0] if devices else platform.machine()
+    if _BACKEND == "jax":
+        import jax
+
+        name = jax.devices()[0].device_kind
+    elif _BACKEND == "tensorflow":
+        import tensorflow
+
+        gpus = tensorflow.config.list_physical_devices("GPU")
+        name = gpus[0].name if gpus else "cpu"
+    else:
+        import torch
+
+        cuda = torch.cuda.is_available()
+        name = torch.cuda.get_device_name() if cuda else "cpu"
+    return _cpu_model() if name == "cpu" else name
+
+
+def _cpu_model():
+    """The name of the processor, which Python does not tell on Linux."""
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def compiled(function: Callable) -> Callable:

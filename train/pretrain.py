@@ -50,7 +50,7 @@ _EVAL_BATCHES = absl_flags.DEFINE_integer(
 )
 _LEARNING_RATE = absl_flags.DEFINE_float(
     "learning_rate",
-    0.02,
+    0.05,
     "Peak rate, relative to the size of each weight (Adafactor). It is kept "
     "during the warm-up, then falls with the square root of the step.",
     lower_bound=0,
@@ -110,10 +110,7 @@ def main() -> None:
     # Callbacks.
     limit = callbacks.StopAfter(_MINUTES.value or None, _STEPS.value or None)
     report = callbacks.Report(limit, corpus.tokens_per_step(pipeline))
-    files = [
-        keras.callbacks.CSVLogger(os.path.join(workdir, "history.csv")),
-        *callbacks.tensorboard(os.path.join(workdir, "tensorboard")),
-    ]
+    files = callbacks.files(workdir)
 
     # Fit and save.
     history = model.fit(
@@ -121,7 +118,7 @@ def main() -> None:
         steps_per_epoch=_EVAL_EVERY.value,
         epochs=_MANY,
         validation_data=held_out.dataset(),
-        callbacks=[limit, report, *files, keras.callbacks.TerminateOnNaN()],
+        callbacks=[keras.callbacks.TerminateOnNaN(), limit, report, *files],
         shuffle=False,  # the pipeline does
         verbose=0,
     ).history

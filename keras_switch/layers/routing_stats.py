@@ -38,6 +38,10 @@ class RoutingStats(keras.layers.Layer):
 
     names = STATISTICS
 
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.autocast = False  # what it measures stays in float32
+
     def build(self, input_shape: Any = None) -> None:
         self.value = self.add_weight(
             name="value",

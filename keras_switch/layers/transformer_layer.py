@@ -236,5 +236,5 @@ def _mask(query_segments, key_segments):
     if key_segments is None:
         return None
     if query_segments is None:
-        return ops.expand_dims(key_segments, 1) != 0
+        return ops.cast(ops.expand_dims(key_segments, 1), "bool")
     return segment_mask(query_segments, key_segments)

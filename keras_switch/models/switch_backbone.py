@@ -11,13 +11,14 @@ from keras_switch.layers.feed_forward import FeedForward
 from keras_switch.layers.normalization import RMSNorm
 from keras_switch.layers.switch_layer import SwitchLayer
 from keras_switch.layers.transformer_layer import TransformerLayer
-from keras_switch.models.backbone_arguments import check_arguments
-from keras_switch.models.backbone_arguments import check_causal
-from keras_switch.models.backbone_arguments import check_known
-from keras_switch.models.backbone_arguments import plain
-from keras_switch.models.backbone_arguments import sparse_stacks
-from keras_switch.models.presets import PresetListing
-from keras_switch.models.presets import resolve_preset
+from keras_switch.models.backbone_arguments import (
+    check_arguments,
+    check_causal,
+    check_known,
+    plain,
+    sparse_stacks,
+)
+from keras_switch.models.presets import PresetListing, resolve_preset
 
 
 @keras.saving.register_keras_serializable(package="keras_switch")

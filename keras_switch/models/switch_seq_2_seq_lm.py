@@ -7,12 +7,9 @@ import keras_hub
 from keras import ops
 
 from keras_switch.layers.switch_layer import SwitchLayer
-from keras_switch.layers.validation import check_choice
-from keras_switch.layers.validation import check_number
+from keras_switch.layers.validation import check_choice, check_number
 from keras_switch.models.backbone_arguments import check_known
-from keras_switch.models.presets import PresetListing
-from keras_switch.models.presets import has_file
-from keras_switch.models.presets import resolve_preset
+from keras_switch.models.presets import PresetListing, has_file, resolve_preset
 from keras_switch.models.routing_metrics import RoutingMetrics
 from keras_switch.models.switch_backbone import SwitchBackbone
 from keras_switch.models.switch_seq_2_seq_lm_preprocessor import (
@@ -272,8 +269,11 @@ class SwitchSeq2SeqLM(keras_hub.models.Seq2SeqLM):
         """Fills the caches with the encoder's output and the prompt."""
         encoder_ids = inputs["encoder_token_ids"]
         decoder_ids = inputs["decoder_token_ids"]
-        encoder_mask = ops.cast(inputs["encoder_padding_mask"] != 0, "int32")
-        decoder_mask = ops.cast(inputs["decoder_padding_mask"] != 0, "int32")
+        # One segment each: whatever the ids, the prompt may see the input.
+        encoder_mask, decoder_mask = (
+            ops.cast(ops.cast(inputs[name], "bool"), "int32")
+            for name in ("encoder_padding_mask", "decoder_padding_mask")
+        )
         encoder_output = self.backbone.call_encoder(encoder_ids, encoder_mask)
         hidden_states, caches = self.backbone.call_decoder(
             decoder_ids,

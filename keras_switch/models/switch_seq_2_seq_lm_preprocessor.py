@@ -7,8 +7,7 @@ import keras_hub
 import numpy as np
 from keras import ops
 
-from keras_switch.models.presets import PresetListing
-from keras_switch.models.presets import resolve_preset
+from keras_switch.models.presets import PresetListing, resolve_preset
 from keras_switch.models.switch_backbone import SwitchBackbone
 from keras_switch.models.switch_tokenizer import SwitchTokenizer
 
@@ -79,7 +78,7 @@ class SwitchSeq2SeqLMPreprocessor(keras_hub.models.T5Seq2SeqLMPreprocessor):
     def _build_early(self):
         # Left to the first call, `build` races in the threads of a pipeline.
         if getattr(self.tokenizer, "proto", None) is not None:
-            self.build(None)
+            super().build(None)
 
     def generate_postprocess(self, x: dict) -> Any:
         """Strings of generated ids, without padding and special tokens.

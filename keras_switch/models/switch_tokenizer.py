@@ -8,8 +8,7 @@ import keras_hub
 import numpy as np
 
 from keras_switch.layers.validation import check_number
-from keras_switch.models.presets import PresetListing
-from keras_switch.models.presets import resolve_preset
+from keras_switch.models.presets import PresetListing, resolve_preset
 from keras_switch.models.switch_backbone import SwitchBackbone
 
 # Types of a piece in a SentencePiece model: unigram and word models match a

@@ -3,10 +3,12 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_switch.layers.attention import MASKED
-from keras_switch.layers.attention import Attention
-from keras_switch.layers.attention import RelativePositionBias
-from keras_switch.layers.attention import segment_mask
+from keras_switch.layers.attention import (
+    MASKED,
+    Attention,
+    RelativePositionBias,
+    segment_mask,
+)
 
 HEADS, WIDTH, HIDDEN = 2, 3, 8
 
@@ -84,6 +86,21 @@ def test_half_precision_with_mask_and_causal_bias_is_finite(dtype, rng):
     assert np.isfinite(ops.convert_to_numpy(ops.cast(y, "float32"))).all()
 
 
+def test_a_bias_is_not_rounded_to_half_precision():
+    # 256 and 257 are the same number in bfloat16.
+    layer = Attention(1, 1, dtype="mixed_bfloat16")
+    layer.build((None, None, 2))
+    for dense in (layer.query, layer.key):
+        dense.kernel.assign([[0.0], [0.0]])
+    layer.value.kernel.assign([[0.0], [1.0]])
+    layer.output_dense.kernel.assign([[1.0, 1.0]])
+    x = np.array([[[0.0, 0.0], [0.0, 1.0]]], "float32")
+    bias = np.array([[[[256.0, 257.0]] * 2]], "float32")
+    y = layer(x, position_bias=ops.convert_to_tensor(bias))
+    y = ops.convert_to_numpy(ops.cast(y, "float32"))
+    np.testing.assert_allclose(y, 1 / (1 + np.exp(-1)), rtol=1e-2)
+
+
 def test_a_cache_filled_step_by_step_equals_one_pass(layer, rng):
     x = rng.normal(size=(2, 5, HIDDEN)).astype("float32")
     bias_layer = RelativePositionBias(HEADS, bidirectional=False)
@@ -103,9 +120,7 @@ def test_a_cross_cache_is_reused_without_the_context(layer, rng):
     x = rng.normal(size=(1, 1, HIDDEN)).astype("float32")
     context = rng.normal(size=(1, 4, HIDDEN)).astype("float32")
     empty = ops.zeros((1, 2, 4, HEADS, WIDTH))
-    first, cache = layer(
-        x, context=context, cache=empty, cache_update_index=0
-    )
+    first, cache = layer(x, context=context, cache=empty, cache_update_index=0)
     second, _ = layer(x, cache=cache)
     np.testing.assert_array_equal(
         ops.convert_to_numpy(first), ops.convert_to_numpy(second)
@@ -183,14 +198,10 @@ def test_buckets_of_the_encoder_are_those_of_t5():
 
 
 def test_the_decoder_has_all_buckets_to_the_left_and_none_to_the_right():
-    bias = position_bias(
-        num_buckets=8, max_distance=16, bidirectional=False
-    )
+    bias = position_bias(num_buckets=8, max_distance=16, bidirectional=False)
     rows = ops.convert_to_numpy(bias(np.zeros((1, 20, 1), "float32")))[0, 0]
-    assert list(rows[19][::-1]) == [0, 1, 2, 3, 4, 4, 5, 5, 6, 6, 6] + [
-        6,
-        7,
-    ] + [7] * 7
+    buckets = [0, 1, 2, 3, 4, 4, 5, 5, 6, 6, 6, 6, *([7] * 8)]
+    assert list(rows[19][::-1]) == buckets
     assert (rows[np.triu_indices(20, 1)] == MASKED).all()
     assert (rows[np.tril_indices(20)] >= 0).all()
 

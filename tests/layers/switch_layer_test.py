@@ -72,7 +72,7 @@ def test_one_expert_is_the_dense_feed_forward(
     (v1, dx1, dw1), (v2, dx2, dw2) = results
     np.testing.assert_allclose(v1, v2, rtol=1e-5)
     np.testing.assert_allclose(dx1, dx2, atol=1e-6, rtol=1e-5)
-    for a, b in zip(dw1, dw2):
+    for a, b in zip(dw1, dw2, strict=False):
         np.testing.assert_allclose(a[0], b, atol=1e-5, rtol=1e-5)
     np.testing.assert_allclose(dw1[-1], 0, atol=1e-6)
 
@@ -102,7 +102,7 @@ def test_all_padding(training, router, dispatch, rng):
     assert (bridge.numpy(layer.routing_stats.value) == 0).all()
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("bad", [np.nan, -np.inf])
 @pytest.mark.parametrize("group_size", [None, 2 * T])
 @pytest.mark.parametrize("router,dispatch", PAIRS)
 @pytest.mark.parametrize("training", [True, False])
@@ -125,6 +125,40 @@ def test_non_finite_token(training, router, dispatch, group_size, bad, rng):
     z = bridge.numpy(z).copy()
     z[0, 1] = np.nan
     np.testing.assert_array_equal(bridge.numpy(y), z)
+
+
+@pytest.mark.parametrize("dispatch", DISPATCHES)
+def test_a_finite_token_with_infinite_logits_is_nan(dispatch, rng):
+    """A row whose routing cannot be trusted is not silently dropped."""
+    layer = make(dispatch=dispatch)
+    x = normal(rng, 2, T, D)
+    wanted = bridge.numpy(layer(x)).copy()
+    x[0, 1] = 3e38
+    wanted[0, 1] = np.nan
+    np.testing.assert_array_equal(bridge.numpy(layer(x)), wanted)
+
+
+@pytest.mark.parametrize("dispatch", DISPATCHES)
+def test_non_finite_padding_reaches_no_gradient(dispatch, rng, gradients):
+    """0 times NaN is NaN: not even where it is multiplied by nothing."""
+    layer = make(dispatch=dispatch)
+    x = normal(rng, 2, T, D)
+    mask = np.ones((2, T))
+    mask[:, 0] = 0
+    variables = bridge.variables(layer).values()
+    results = []
+    for filler in (0.0, np.nan):
+        x[:, 0] = filler
+
+        def objective(x):
+            y = layer(x, padding_mask=mask, training=True)
+            return ops.sum(y**2) + sum(layer.losses)
+
+        results.append(gradients(objective, [x], variables))
+    (_, (dx,), dws), (_, (dirty,), dirty_ws) = results
+    np.testing.assert_array_equal(dirty, dx)
+    for dw, dirty_w in zip(dws, dirty_ws, strict=True):
+        np.testing.assert_array_equal(dirty_w, dw)
 
 
 @pytest.mark.parametrize("dispatch", DISPATCHES)
@@ -171,7 +205,7 @@ def test_a_collapsed_layer_reads_the_number_of_experts():
     assert total_loss(model) == pytest.approx(E * E)
     for layer in layers:
         stats = bridge.numpy(layer.routing_stats.value)
-        named = dict(zip(layer.routing_stats.names, stats))
+        named = dict(zip(layer.routing_stats.names, stats, strict=False))
         assert named["load_balancing_loss"] == pytest.approx(E)
         assert named["max_mean_load"] == pytest.approx(E)
 
@@ -217,11 +251,13 @@ def test_exploration_never_reaches_the_experts(
         num_experts=1, router_kwargs=noisy, dispatch=dispatch, dtype=policy
     )
     x = normal(rng, 2, T, D)
-    evaluation = bridge.numpy(layer(x, training=False))
-    training = bridge.numpy(layer(x, training=True))
-    np.testing.assert_array_equal(
-        training.astype("float32"), evaluation.astype("float32")
+    # Two paths may round differently; noise of 0.9 is far from rounding.
+    near = 1e-5 if policy == "float32" else 0.02
+    evaluation, training = (
+        bridge.numpy(ops.cast(layer(x, training=t), "float32"))
+        for t in (False, True)
     )
+    np.testing.assert_allclose(training, evaluation, rtol=near, atol=near)
 
 
 @pytest.mark.parametrize(
@@ -314,8 +350,9 @@ def test_mask_values_over_one_are_real_tokens(rng):
         )
 
 
-def test_statistics_are_not_written_by_a_decode_step(rng):
-    layer = make()
+@pytest.mark.parametrize("group_size", [None, 4])
+def test_statistics_are_not_written_by_a_decode_step(group_size, rng):
+    layer = make(group_size=group_size)
     layer(normal(rng, 2, T, D))
     before = bridge.numpy(layer.routing_stats.value).copy()
     assert before[-1] == 2 * T

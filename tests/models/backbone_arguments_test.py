@@ -1,8 +1,10 @@
 import pytest
 
-from keras_switch.models.backbone_arguments import check_known
-from keras_switch.models.backbone_arguments import plain
-from keras_switch.models.backbone_arguments import sparse_stacks
+from keras_switch.models.backbone_arguments import (
+    check_known,
+    plain,
+    sparse_stacks,
+)
 
 
 def stacks(encoder, decoder=0, layers=12):

@@ -4,11 +4,8 @@ import shutil
 
 import pytest
 
-from keras_switch.models import SwitchBackbone
-from keras_switch.models import SwitchSeq2SeqLM
-from keras_switch.models import presets
-from keras_switch.models.presets import preset_paths
-from keras_switch.models.presets import resolve_preset
+from keras_switch.models import SwitchBackbone, SwitchSeq2SeqLM, presets
+from keras_switch.models.presets import preset_paths, resolve_preset
 
 NAMES = {
     "switch_base_8",

@@ -5,9 +5,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_switch.layers import FeedForward
-from keras_switch.layers import SwitchLayer
-from keras_switch.layers import TopKRouter
+from keras_switch.layers import FeedForward, SwitchLayer, TopKRouter
 from keras_switch.models import SwitchBackbone
 from tests.models import tiny
 
@@ -47,7 +45,9 @@ def test_every_other_layer_is_sparse():
     assert feed_forwards(backbone.encoder_transformer_layers) == [
         FeedForward,
         SwitchLayer,
-    ] * 2
+        FeedForward,
+        SwitchLayer,
+    ]
     assert feed_forwards(backbone.decoder_transformer_layers) == [
         SwitchLayer,
         FeedForward,

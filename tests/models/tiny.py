@@ -6,10 +6,12 @@ import io
 import numpy as np
 import sentencepiece
 
-from keras_switch.models import SwitchBackbone
-from keras_switch.models import SwitchSeq2SeqLM
-from keras_switch.models import SwitchSeq2SeqLMPreprocessor
-from keras_switch.models import SwitchTokenizer
+from keras_switch.models import (
+    SwitchBackbone,
+    SwitchSeq2SeqLM,
+    SwitchSeq2SeqLMPreprocessor,
+    SwitchTokenizer,
+)
 
 # 50 pieces and 100 sentinels.
 VOCABULARY = 150
@@ -29,7 +31,9 @@ ARGUMENTS = {
 TEXTS = (
     "The quick brown fox jumped over the lazy dog.",
     "A man walks in the park with a small brown dog.",
-    "the earth is round",
+    "the earth is round, and the moon goes round the earth",
+    "small dogs walk over lazy men in brown parks; quick men jump",
+    "fresh bread and warm milk wait on the kitchen table",
 )
 
 
@@ -82,3 +86,8 @@ def inputs(rng, batch_size=2, encoder_length=7, decoder_length=5):
         x[f"{name}_token_ids"] = np.where(mask, ids, 0).astype("int32")
         x[f"{name}_padding_mask"] = mask.astype("int32")
     return x
+
+
+def logits(lm, x):
+    """Logits of tokens, also if the model has a preprocessor."""
+    return SwitchSeq2SeqLM(lm.backbone).predict_on_batch(x)

@@ -1,0 +1,57 @@
+import numpy as np
+import pytest
+
+from keras_switch_train import blanks
+
+WORDS = "one two three four five six seven eight nine ten eleven twelve"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_blanks_and_answers_make_the_text_again(seed):
+    rng = np.random.default_rng(seed)
+    blanked = blanks.blank_out(WORDS, rng, blanks=3)
+    text = blanked.prompt
+    for i, answer in enumerate(blanked.answers):
+        assert text.count(f"<extra_id_{i}>") == 1
+        assert 1 <= len(answer.split()) <= 3
+        text = text.replace(f"<extra_id_{i}>", answer)
+    assert text == WORDS
+    assert "> <" not in blanked.prompt  # blanks never touch
+
+
+def test_shortest_text_that_has_room():
+    blanked = blanks.blank_out("a b c d e", np.random.default_rng(0), blanks=2)
+    assert len(blanked.answers) == 2
+
+
+def test_too_short_a_text_is_refused():
+    with pytest.raises(ValueError, match="at least 7 words; received 4"):
+        blanks.blank_out("a b c d", np.random.default_rng(0))
+
+
+@pytest.mark.parametrize(
+    "answer, spans",
+    [
+        ("<extra_id_0> the cat <extra_id_1> mat", {0: "the cat", 1: "mat"}),
+        ("<extra_id_0><extra_id_1>x", {0: "", 1: "x"}),
+        ("<extra_id_12> a <extra_id_12> b", {12: "a"}),
+        ("no sentinel", {}),
+        ("", {}),
+    ],
+)
+def test_parse_answer(answer, spans):
+    assert blanks.parse_answer(answer) == spans
+
+
+def test_fill_in_keeps_the_text_around():
+    filled = blanks.fill_in(
+        "The <extra_id_0> sat (<extra_id_1>), <extra_id_2>.",
+        "<extra_id_0> black cat <extra_id_1> down",
+    )
+    assert filled == "The [black cat] sat ([down]), [...]."
+
+
+def test_describe_shows_model_and_truth():
+    blanked = blanks.Blanked("a <extra_id_0> c", ("b",))
+    lines = blanks.describe(blanked, "<extra_id_0> x").splitlines()
+    assert lines == ["model: a [x] c", "truth: a [b] c"]

@@ -1,0 +1,62 @@
+import types
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_switch_train import measure
+
+
+def test_header_names_the_machine_and_the_versions():
+    head = measure.header()
+    assert head["backend"] == keras.backend.backend()
+    assert head["keras"] == keras.__version__
+    assert head["cores"] >= 1 and head["device"]
+
+
+def test_compiled_function_computes_the_same():
+    x = ops.convert_to_tensor(np.arange(6.0).reshape(2, 3))
+    got = measure.compiled(lambda t: ops.sum(t * t, axis=1))(x)
+    np.testing.assert_allclose(ops.convert_to_numpy(got), [5.0, 50.0])
+
+
+def test_flops_of_a_matrix_product():
+    x = ops.ones((8, 16))
+    price = measure.cost(lambda a, b: ops.matmul(a, b), x, ops.ones((16, 32)))
+    if keras.backend.backend() != "jax":
+        assert price is None
+        return
+    assert price["flops"] == pytest.approx(2 * 8 * 16 * 32, rel=0.1)
+    assert price["temporary_bytes"] >= 0
+
+
+def test_forward_is_a_function_of_the_weights():
+    layer = keras.layers.Dense(3)
+    layer.build((2, 4))
+    call, (trainable, other) = measure.forward(layer)
+    x = ops.ones((2, 4))
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(call(trainable, other, x)),
+        ops.convert_to_numpy(layer(x)),
+        rtol=1e-6,
+    )
+    doubled = [2 * value for value in trainable]
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(call(doubled, other, x)),
+        2 * ops.convert_to_numpy(layer(x)),
+        rtol=1e-6,
+    )
+
+
+def test_interleaved_takes_turns_and_leaves_the_first_two_out(monkeypatch):
+    calls = []
+    # Two looks at the clock for each call: a takes 1, b takes 2.
+    ticks = iter(np.cumsum([0, 100, 0, 100, 0, 50, 0, 50] + [0, 1, 0, 2] * 3))
+    clock = types.SimpleNamespace(perf_counter=lambda: next(ticks))
+    monkeypatch.setattr(measure, "time", clock)
+    times = measure.interleaved(
+        {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3
+    )
+    assert calls == ["a", "b"] * 5
+    assert times == {"a": (1, 1), "b": (2, 2)}
