@@ -59,9 +59,7 @@ def show(report: Any, top_tokens: int = 8) -> None:
         "entropy given token",
         "balance loss",
     ):
-        table.add_column(
-            column, justify="left" if column == "layer" else "right"
-        )
+        table.add_column(column, justify="right", no_wrap=column == "layer")
     for layer in report.layers:
         table.add_row(
             layer.name,
