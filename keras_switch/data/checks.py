@@ -1,9 +1,10 @@
 """Checks that several arguments share."""
 
 import numbers
+from typing import Any
 
 
-def check_integer(name: str, value, minimum: int) -> None:
+def check_integer(name: str, value: Any, minimum: int) -> None:
     """Refuses everything but an integer of at least `minimum`.
 
     Args:

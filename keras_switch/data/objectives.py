@@ -1,7 +1,7 @@
 """Pre-training objectives: functions of tokens and a random generator."""
 
 import bisect
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -299,7 +299,7 @@ def prefix_lm(
 
 
 def largest_window(
-    objective, input_length: int, target_length: int | None = None
+    objective: Any, input_length: int, target_length: int | None = None
 ) -> int:
     """The most tokens that an objective makes fitting inputs and targets of.
 

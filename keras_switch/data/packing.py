@@ -1,7 +1,7 @@
 """Which tokens share a row of a batch."""
 
 import bisect
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -64,7 +64,7 @@ def one_piece_rows(starts: np.ndarray, lengths: np.ndarray) -> Rows:
 def packed_rows(
     starts: np.ndarray,
     lengths: np.ndarray,
-    objective,
+    objective: Any,
     input_length: int,
     target_length: int,
 ) -> Rows:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +31,7 @@ def random_generator(
     return np.random.Generator(np.random.Philox(sequence))
 
 
-def fingerprint(maker, batch_size: int, seed: int, **more) -> str:
+def fingerprint(maker: Any, batch_size: int, seed: int, **more: Any) -> str:
     """A digest of data and settings.
 
     Args:

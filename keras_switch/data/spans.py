@@ -50,7 +50,9 @@ def replace_spans(
     return replaced[first | ~mask].astype(np.int32)
 
 
-def random_segments(items, segments, rng):
+def random_segments(
+    items: np.ndarray, segments: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
     """Lengths of random pieces, each at least 1, of every example's items.
 
     Args:
@@ -72,7 +74,9 @@ def random_segments(items, segments, rng):
     return np.diff(begins, append=key.size)
 
 
-def append_eos(tokens, lengths):
+def append_eos(
+    tokens: np.ndarray, lengths: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Eos behind every example; `lengths` count it."""
     with_eos = np.full(lengths.sum(), EOS_ID, np.int32)
     is_token = np.ones(with_eos.size, bool)

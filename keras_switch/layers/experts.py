@@ -7,6 +7,8 @@ from keras import ops
 
 from keras_switch.layers import feed_forward
 from keras_switch.ops.grouped_matmul import grouped_matmul
+from keras_switch.ops.indexing import static_size
+from keras_switch.ops.matmul import FEWEST_ROWS
 
 
 @keras.saving.register_keras_serializable(package="keras_switch")
@@ -84,7 +86,7 @@ class Experts(keras.layers.Layer):
 
     def _apply(self, dense, x, sizes):
         if sizes is None:
-            return dense(x)
+            return _with_enough_rows(dense, x)
         kernel = ops.cast(dense.kernel, x.dtype)
         return grouped_matmul(x, sizes, kernel)
 
@@ -99,3 +101,15 @@ class Experts(keras.layers.Layer):
             "dropout": self.dropout,
             "init_scale": self.init_scale,
         }
+
+
+def _with_enough_rows(dense: Any, x: Any) -> Any:
+    """`dense(x)` on `[G, E, C, D]`, through enough rows of each expert for a
+    row's result not to depend on their number."""
+    groups, _, capacity, _ = ops.shape(x)
+    rows = static_size(groups, capacity)
+    if rows is None or not 0 < rows < FEWEST_ROWS:
+        return dense(x)
+    extra = -(-FEWEST_ROWS // groups) - capacity
+    padded = ops.pad(x, ((0, 0), (0, 0), (0, extra), (0, 0)))
+    return dense(padded)[:, :, :capacity]

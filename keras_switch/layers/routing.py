@@ -9,6 +9,7 @@ from keras_switch import losses
 from keras_switch.layers.routing_stats import RoutingStats
 from keras_switch.layers.validation import check_choice, check_number
 from keras_switch.ops.indexing import queue_positions
+from keras_switch.ops.matmul import matmul_rows
 
 EXPLORATIONS = ("argmax", "input_jitter", "input_dropout", "sample")
 
@@ -74,6 +75,7 @@ class Router(keras.layers.Layer):
         padding_mask: optional bool `[G, S]`, true for real tokens.
         capacity: slots of an expert in a group; `None` for no limit.
         training: bool.
+        record: whether to write the statistics.
         quota: int32 `[G]`, for routers in which experts choose: how many
             tokens an expert takes, at most `capacity`.
 
@@ -154,6 +156,7 @@ class Router(keras.layers.Layer):
         capacity=None,
         training=None,
         quota=None,
+        record=True,
     ):
         logits = self._logits(tokens, training)  # [G, S, E]
         finite = ops.all(ops.isfinite(logits), axis=-1)  # [G, S]
@@ -168,12 +171,12 @@ class Router(keras.layers.Layer):
         first = self._first_choices(probs, routes)  # [G, S]
         if training:
             self._add_losses(logits, probs, routes, first, valid)
-        if _worth_recording(tokens):
+        if record:
             dropped = self._dropped_fraction(routes, capacity, valid)
             self.stats(
                 logits, probs, routes.expert_index, first, dropped, valid
             )
-        return routes
+        return self._mark(routes, padding_mask, finite)
 
     def choose(
         self, probs: Any, scores: Any, training: bool | None = None
@@ -237,7 +240,7 @@ class Router(keras.layers.Layer):
             inputs = keras.random.dropout(
                 inputs, self.input_dropout, seed=self.seed_generator
             )
-        return ops.matmul(inputs, ops.convert_to_tensor(self.kernel))
+        return matmul_rows(inputs, ops.convert_to_tensor(self.kernel))
 
     def _scores(self, logits, probs, training):
         if not (training and self.exploration == "sample"):
@@ -267,6 +270,17 @@ class Router(keras.layers.Layer):
         ranked = ops.take_along_axis(expert_index, order, axis=1)
         queued = queue_positions(ranked, self.num_experts)
         return ops.take_along_axis(queued, inverse, axis=1)
+
+    def _mark(self, routes, padding_mask, finite):
+        """A real token without a route it can trust has a gate of NaN, so
+        that the layer can tell it from padding."""
+        if not self.num_choices:
+            return routes
+        lost = ops.logical_not(finite)
+        if padding_mask is not None:
+            lost = ops.logical_and(padding_mask, lost)
+        lost = ops.tile(lost, (1, self.num_choices))  # [G, M]
+        return routes._replace(gate=ops.where(lost, float("nan"), routes.gate))
 
     def _first_choices(self, probs, routes):
         return routes.expert_index[:, : ops.shape(probs)[1]]
@@ -370,8 +384,3 @@ def _choice_major(values: Any) -> Any:
         return values[:, :, 0]
     values = ops.transpose(values, (0, 2, 1))
     return ops.reshape(values, (groups, choices * tokens))
-
-
-def _worth_recording(tokens: Any) -> bool:
-    """Not in a decode step (one token of each sequence)."""
-    return tokens.shape[1] != 1

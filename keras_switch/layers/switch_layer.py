@@ -179,8 +179,17 @@ class SwitchLayer(keras.layers.Layer):
         tokens, valid, poisoned = _set_aside_poisoned(tokens, mask)
         capacity, quota = self._capacity(tokens, valid, training)
         routes = self.router(
-            tokens, valid, capacity=capacity, quota=quota, training=training
+            tokens,
+            valid,
+            capacity=capacity,
+            quota=quota,
+            training=training,
+            record=x.shape[1] != 1,  # not in a decode step
         )
+        if self.router.num_choices:
+            # Finite tokens whose logits are not.
+            lost = ops.isnan(routes.gate[:, : ops.shape(tokens)[1]])
+            poisoned = ops.logical_or(poisoned, lost)
         outputs = self._run(tokens, routes, capacity, training)  # [G, S, D]
         nan = ops.cast(float("nan"), outputs.dtype)
         outputs = ops.where(ops.expand_dims(poisoned, -1), nan, outputs)

@@ -25,12 +25,9 @@ from keras import ops
 
 from keras_switch.ops.compiled import compiled
 from keras_switch.ops.indexing import static_size, upstream_of
+from keras_switch.ops.matmul import FEWEST_ROWS
 
 BLOCK_ROWS = 64
-# Matrix libraries sum in another order for a handful of rows (MKL: fewer than
-# 12). A product of at least this many keeps a row's result bit-equal whatever
-# it is batched with.
-LOOP_ROWS = 16
 # Largest expert over mean expert up to which the batched form is used.
 CAPACITIES = (1.25, 2.0)
 
@@ -131,7 +128,8 @@ def _capacities(rows: Any, kernel: Any) -> list:
     ]
     if known is None:
         return ceilings
-    return sorted({min(c, known) for c in ceilings})
+    # With enough rows every form gives a row the same bits.
+    return sorted({max(c, FEWEST_ROWS) for c in ceilings})
 
 
 def _has_values(sizes: Any) -> bool:
@@ -149,13 +147,13 @@ def _loop(rows: Any, sizes: Any, kernel: Any, equation: str) -> Any:
     transpose = equation == "ecf,edf->ecd"
     width = kernel.shape[1] if transpose else kernel.shape[2]
     count = rows.shape[0]
-    rows = _padded(rows, LOOP_ROWS) if count else rows
+    rows = _padded(rows, FEWEST_ROWS) if count else rows
     parts, start = [], 0
     for expert, size in enumerate(ops.convert_to_numpy(sizes).tolist()):
         if size:
             matrix = kernel[expert]
             matrix = ops.transpose(matrix) if transpose else matrix
-            window = rows[start : start + max(size, LOOP_ROWS)]
+            window = rows[start : start + max(size, FEWEST_ROWS)]
             parts.append(ops.matmul(window, matrix)[:size])
             start += size
     parts.append(ops.zeros((count - start, width), rows.dtype))
@@ -297,4 +295,6 @@ def _blocks_outer(rows: Any, upstream: Any, sizes: Any) -> Any:
 
 def _block_rows(rows: Any) -> int:
     known = static_size(ops.shape(rows)[0])
-    return BLOCK_ROWS if known is None else max(1, min(BLOCK_ROWS, known))
+    if known is None:
+        return BLOCK_ROWS
+    return max(FEWEST_ROWS, min(BLOCK_ROWS, known))
