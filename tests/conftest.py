@@ -64,8 +64,7 @@ def _jax(fn, arrays, variables):
 
     arrays = [ops.convert_to_tensor(a) for a in arrays]
     values = [v.value for v in variables]
-    step = jax.jit(jax.value_and_grad(pure, argnums=(0, 1)))
-    value, grads = step(arrays, values)
+    value, grads = jax.value_and_grad(pure, argnums=(0, 1))(arrays, values)
     return value, [*grads[0], *grads[1]]
 
 

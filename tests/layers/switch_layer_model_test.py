@@ -82,6 +82,8 @@ def test_fit_lowers_the_loss(jit_compile, router, dispatch, rng):
     """In a Sequential model, one compiled training step."""
     if jit_compile and BACKEND == "torch":
         pytest.skip("Keras on torch compiles with a C++ compiler at run time")
+    if not jit_compile and BACKEND == "jax" and dispatch != "gather":
+        pytest.skip("a training step in eager JAX is slow; one is enough")
     model = keras.Sequential(
         [
             keras.Input((T, D)),
@@ -105,8 +107,15 @@ def test_fit_lowers_the_loss(jit_compile, router, dispatch, rng):
     assert slow or loss[-1] < 0.7 * loss[0]
 
 
-@pytest.mark.parametrize("router,dispatch", PAIRS)
-@pytest.mark.parametrize("group_size", [None, 5])
+@pytest.mark.parametrize(
+    "router,dispatch,group_size",
+    [
+        *[(*pair, None) for pair in PAIRS],
+        ("switch", "gather", 5),
+        ("switch", "dropless", 5),
+        ("expert_choice", "einsum", 5),
+    ],
+)
 def test_unknown_batch_and_length(group_size, router, dispatch, rng):
     """A functional graph; then `predict` and `fit` on two lengths."""
     spec = reference.Spec(
@@ -161,9 +170,14 @@ def test_return_routing_in_a_functional_model(rng):
 
 
 @pytest.mark.parametrize(
-    "policy", ["float16", "bfloat16", "mixed_float16", "mixed_bfloat16"]
+    "router,dispatch,policy",
+    [
+        *[(*pair, "float16") for pair in PAIRS],
+        *[(*pair, "mixed_bfloat16") for pair in PAIRS],
+        ("switch", "gather", "bfloat16"),
+        ("switch", "gather", "mixed_float16"),
+    ],
 )
-@pytest.mark.parametrize("router,dispatch", PAIRS)
 def test_dtype_policies(router, dispatch, policy, rng, gradients):
     """The router stays in float32: its gates are exact to 1e-6."""
     kwargs = {"router": router, "k": 2, "dispatch": dispatch}
