@@ -1,4 +1,4 @@
-"""A matrix product whose rows do not depend on how many there are."""
+"""A matrix product whose rows depend little on how many there are."""
 
 from typing import Any
 
@@ -8,7 +8,8 @@ from keras_switch.ops.indexing import static_size
 
 # Matrix libraries sum in another order for a handful of rows (MKL for fewer
 # than 12, XLA for one). A product of at least this many keeps a row's result
-# bit-equal whatever it is batched with.
+# bit-equal whatever it is batched with on TensorFlow and torch; XLA on JAX
+# may still differ in the last bit between sizes.
 FEWEST_ROWS = 16
 
 
