@@ -235,20 +235,30 @@ def _block(index: Any, sizes: Any, block: int) -> tuple[Any, Any, Any]:
     return expert, start, ops.take(sizes, expert) - nth * block
 
 
+def _run_of(x: Any, start: Any, count: int) -> Any:
+    """`count` entries of axis 0 from `start` on, known only at run time."""
+    if keras.backend.backend() == "tensorflow":
+        # XLA would compile a slice of TensorFlow's anew for every `start`.
+        places = ops.arange(count, dtype="int32")
+        return ops.take(x, start + places, axis=0)
+    rest = ops.shape(x)[1:]
+    return ops.slice(x, (start,) + (0,) * len(rest), (count, *rest))
+
+
 def _padded(rows: Any, block: int) -> Any:
     return ops.pad(rows, ((0, block), (0, 0)))
 
 
 def _blocks(rows: Any, sizes: Any, kernel: Any, equation: str) -> Any:
     block, count = _block_rows(rows), ops.shape(rows)[0]
-    padded, width = _padded(rows, block), ops.shape(rows)[1]
+    padded = _padded(rows, block)
     out_width = kernel.shape[1] if equation[-1] == "d" else kernel.shape[2]
     total = _block_list(sizes, block)[1][-1]
 
     def body(index, outputs):
         expert, start, _ = _block(index, sizes, block)
-        part = ops.slice(padded, (start, 0), (block, width))
-        matrix = ops.slice(kernel, (expert, 0, 0), (1,) + kernel.shape[1:])
+        part = _run_of(padded, start, block)
+        matrix = _run_of(kernel, expert, 1)
         part = ops.einsum(equation, ops.expand_dims(part, 0), matrix)[0]
         # What a block writes past its expert's last row, the next block
         # writes again: blocks go in ascending order.
@@ -273,10 +283,10 @@ def _blocks_outer(rows: Any, upstream: Any, sizes: Any) -> Any:
 
     def body(index, outputs):
         expert, start, mine = _block(index, sizes, block)
-        part = ops.slice(left, (start, 0), (block, d))
+        part = _run_of(left, start, block)
         part = ops.where(places < mine, part, ops.zeros((), dtype=part.dtype))
-        other = ops.slice(right, (start, 0), (block, f))
-        so_far = ops.slice(outputs, (expert, 0, 0), (1, d, f))
+        other = _run_of(right, start, block)
+        so_far = _run_of(outputs, expert, 1)
         added = so_far + ops.expand_dims(
             ops.matmul(ops.transpose(part), other), 0
         )
