@@ -36,6 +36,10 @@ class TopKRouter(Router):
         second_threshold: float in `(0, 1]`, Mesh-TensorFlow's 0.2.
         **kwargs: as `Router`.
 
+    Under a capacity, with `k` above 1, a later token's first choice may take
+    the slot of an earlier token's second one. Without one (evaluation, by
+    default) no token's output depends on later tokens.
+
     Capacity is that of the paper's equation 3, not multiplied by `k`: pass
     `capacity_factor=2.0` with `k=2` for GShard's.
 

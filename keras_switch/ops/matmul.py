@@ -1,16 +1,16 @@
-"""A matrix product whose rows depend little on how many there are."""
+"""A matrix product whose rows do not depend on how many there are."""
 
 from typing import Any
 
+import keras
 from keras import ops
 
 from keras_switch.ops.indexing import static_size
 
-# Matrix libraries sum in another order for a handful of rows (MKL for fewer
-# than 12, XLA for one). A product of at least this many keeps a row's result
-# bit-equal whatever it is batched with on TensorFlow and torch; XLA on JAX
-# may still differ in the last bit between sizes.
-FEWEST_ROWS = 16
+# Matrix libraries sum in another order for a handful of rows: MKL for fewer
+# than 12, XLA for fewer than 63 at some sizes. A product of at least this many
+# keeps a row's result bit-equal whatever it is batched with.
+FEWEST_ROWS = 64 if keras.backend.backend() == "jax" else 16
 
 
 def matmul_rows(x: Any, kernel: Any) -> Any:

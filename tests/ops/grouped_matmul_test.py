@@ -135,6 +135,29 @@ def test_compiled(name, rng):
             close(got, wanted)
 
 
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="a trap of TensorFlow's"
+)
+def test_tensorflow_compiles_once_for_all_sizes(rng):
+    """Sizes are an input of what XLA compiled, not a constant in it."""
+    import tensorflow as tf
+
+    rows, sizes, kernel, dy = example("several blocks", rng)
+    args = list(map(tf.constant, (rows, sizes, kernel, dy)))
+
+    def forward(rows, sizes, kernel, dy):
+        return module._product(rows, sizes, kernel, FORWARD)
+
+    def backward(rows, sizes, kernel, dy):
+        return module._kernel_gradient(rows, dy, sizes, kernel)
+
+    for function in (forward, backward):
+        compiled = tf.function(function, jit_compile=True)
+        hlo = compiled.experimental_get_compiler_ir(*args)(stage="hlo")
+        layout = hlo.split("entry_computation_layout=", 1)[1].split("->")[0]
+        assert f"s32[{len(sizes)}]" in layout
+
+
 def test_rows_of_no_expert_are_zero_whatever_they_hold(rng):
     rows, sizes, kernel, _ = example("spare rows", rng)
     rows[sizes.sum() :] = np.nan
