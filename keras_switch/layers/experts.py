@@ -8,7 +8,7 @@ from keras import ops
 from keras_switch.layers import feed_forward
 from keras_switch.ops.grouped_matmul import grouped_matmul
 from keras_switch.ops.indexing import static_size
-from keras_switch.ops.matmul import FEWEST_ROWS
+from keras_switch.ops.matmul import FEWEST_BUFFER_ROWS
 
 
 @keras.saving.register_keras_serializable(package="keras_switch")
@@ -79,14 +79,15 @@ class Experts(keras.layers.Layer):
         return self.wo.quantization_mode not in (None, "float8")
 
     def call(self, x, sizes=None, training=None):
-        parts = [self._apply(wi, x, sizes) for wi in self._wi]
+        parts = [self._apply(wi, x, sizes, training) for wi in self._wi]
         hidden = feed_forward.activate(self._activation, parts)
         hidden = self._dropout(hidden, training=training)
-        return self._apply(self.wo, hidden, sizes)
+        return self._apply(self.wo, hidden, sizes, training)
 
-    def _apply(self, dense, x, sizes):
+    def _apply(self, dense, x, sizes, training):
         if sizes is None:
-            return _with_enough_rows(dense, x)
+            # In training rows depend on their batch by capacity and dropout.
+            return dense(x) if training else _with_enough_rows(dense, x)
         kernel = ops.cast(dense.kernel, x.dtype)
         return grouped_matmul(x, sizes, kernel)
 
@@ -108,8 +109,8 @@ def _with_enough_rows(dense: Any, x: Any) -> Any:
     row's result not to depend on their number."""
     groups, _, capacity, _ = ops.shape(x)
     rows = static_size(groups, capacity)
-    if rows is None or not 0 < rows < FEWEST_ROWS:
+    if rows is None or not 0 < rows < FEWEST_BUFFER_ROWS:
         return dense(x)
-    extra = -(-FEWEST_ROWS // groups) - capacity
+    extra = -(-FEWEST_BUFFER_ROWS // groups) - capacity
     padded = ops.pad(x, ((0, 0), (0, 0), (0, extra), (0, 0)))
     return dense(padded)[:, :, :capacity]

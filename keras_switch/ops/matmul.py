@@ -11,6 +11,9 @@ from keras_switch.ops.indexing import static_size
 # than 12, XLA for fewer than 63 at some sizes. A product of at least this many
 # keeps a row's result bit-equal whatever it is batched with.
 FEWEST_ROWS = 64 if keras.backend.backend() == "jax" else 16
+# Buffers exist for every expert, so there the price of more rows is paid E
+# times: enough for MKL, and for most sizes on XLA (2e-6 apart at the others).
+FEWEST_BUFFER_ROWS = 16
 
 
 def matmul_rows(x: Any, kernel: Any) -> Any:
