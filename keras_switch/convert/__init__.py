@@ -1,0 +1,14 @@
+"""Checkpoints of other libraries, in and out, and dense models to sparse."""
+
+from keras_switch.convert.checkpoint import CheckpointError as CheckpointError
+from keras_switch.convert.huggingface import (
+    export_to_transformers as export_to_transformers,
+)
+from keras_switch.convert.huggingface import load_backbone as load_backbone
+from keras_switch.convert.huggingface import load_tokenizer as load_tokenizer
+from keras_switch.convert.layouts import kind_of as kind_of
+from keras_switch.convert.layouts import load as load
+from keras_switch.convert.layouts import table_of as table_of
+from keras_switch.convert.t5x import load_t5x as load_t5x
+from keras_switch.convert.upcycle import upcycle as upcycle
+from keras_switch.convert.upcycle import upcycle_optimizer as upcycle_optimizer

@@ -1,0 +1,368 @@
+"""Checkpoints in the layout of Hugging Face `transformers`, in and out."""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import tempfile
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from keras_switch.convert import rules
+from keras_switch.convert.checkpoint import CheckpointError, assign, theirs
+from keras_switch.convert.huggingface_config import (
+    Configuration,
+    configuration_of,
+    read_configuration,
+)
+from keras_switch.convert.json_file import read_json
+from keras_switch.models import (
+    SwitchBackbone,
+    SwitchSeq2SeqLM,
+    SwitchTokenizer,
+)
+from keras_switch.models.presets import LAYOUTS, Layout
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_EMBEDDING, _LOGITS = "shared.weight", "lm_head.weight"
+_COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+# What a folder's files are downloaded by; never a pickle, never code.
+_PATTERNS = ["*.json", "*.safetensors", "spiece.model"]
+
+
+def is_huggingface(folder: str | os.PathLike) -> bool:
+    """Whether a folder is laid out as `transformers` lays it out.
+
+    A Keras preset has a `config.json` as well, but its own says
+    `registered_name`, and one of `transformers` says `model_type`.
+
+    Raises:
+        CheckpointError: if the folder's `config.json` is not JSON.
+    """
+    path = pathlib.Path(folder) / "config.json"
+    return path.is_file() and "model_type" in read_json(path)
+
+
+def load_backbone(
+    folder: str | os.PathLike, load_weights: bool = True, **arguments: Any
+) -> SwitchBackbone:
+    """Makes a backbone from a folder in Hugging Face layout.
+
+    Weights are read tensor by tensor from memory-mapped files: at its peak it
+    takes the model and a sparse layer's kernel.
+
+    Args:
+        folder: Holds `config.json` of model type `switch_transformers` or
+            `t5`, and `model.safetensors` or its shards and their index.
+        load_weights: Whether to load weights.
+        **arguments: Arguments of `SwitchBackbone` to override. Evaluation is
+            dropless unless a `capacity` is given: a number, or `"checkpoint"`
+            for the `expert_capacity` of `config.json`, with which
+            `transformers` drops tokens in evaluation as well.
+
+    Returns:
+        A `SwitchBackbone`; without a sparse layer for a `t5`.
+
+    Raises:
+        CheckpointError: if anything is not as it must be.
+    """
+    folder = pathlib.Path(folder)
+    configuration = read_configuration(folder / "config.json")
+    if arguments.get("capacity") == "checkpoint":
+        arguments["capacity"] = configuration.expert_capacity
+    # Found before memory is taken for the model.
+    tensors = _Tensors(folder) if load_weights else None
+    backbone = SwitchBackbone(**{**configuration.arguments, **arguments})
+    if load_weights:
+        _assign(backbone, configuration, tensors)
+    return backbone
+
+
+def _assign(backbone, configuration, tensors):
+    entries = rules.entries(backbone, configuration.table)
+    shapes = tensors.shapes
+    aliases = {name: _EMBEDDING for name in _COPIES}
+    if backbone.tie_embedding_weights:
+        aliases[_LOGITS] = _EMBEDDING
+    elif _LOGITS not in shapes:
+        # Tied but not scaled, which is untied with equal kernels.
+        entries = [_from_embedding(entry) for entry in entries]
+    assign(
+        backbone,
+        entries,
+        tensors.read,
+        shapes,
+        aliases=aliases,
+        dtypes=tensors.dtypes,
+        file=tensors.folder,
+    )
+
+
+def _from_embedding(entry):
+    if entry.sources != (_LOGITS,):
+        return entry
+    return entry._replace(sources=(_EMBEDDING,))
+
+
+class _Tensors:
+    """The tensors of a folder's safetensors files, by name."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.shapes, self.dtypes, self._files = {}, {}, {}
+        for file, names in _files(folder).items():
+            self._open(folder / file, names)
+
+    def _open(self, path, expected):
+        safetensors = _safetensors()
+        try:
+            file = safetensors.safe_open(path, framework="np")
+            names = set(file.keys())
+        except (OSError, safetensors.SafetensorError) as error:
+            raise CheckpointError(
+                path, "content", "a whole safetensors file", error
+            ) from None
+        if expected is not None and names != expected:
+            differ = sorted(names ^ expected)[0]
+            raise CheckpointError(
+                path, differ, "in the file and in its index alike", "one only"
+            )
+        for name in names:
+            part = file.get_slice(name)
+            self.shapes[name] = tuple(part.get_shape())
+            kind = part.get_dtype()
+            self.dtypes[name] = _DTYPES.get(kind, kind)
+            self._files[name] = file
+
+    def read(self, name):
+        return self._files[name].get_tensor(name)
+
+
+def _safetensors():
+    try:
+        import safetensors
+    except ImportError:
+        raise ImportError(
+            "Checkpoints in Hugging Face layout need safetensors: "
+            'pip install "keras-switch[convert]".'
+        ) from None
+    return safetensors
+
+
+def _files(folder):
+    """File names, and the tensors that the index says are in each."""
+    if (folder / WEIGHTS).is_file():
+        return {WEIGHTS: None}
+    if not (folder / INDEX).is_file():
+        raise _no_weights(folder)
+    index = read_json(folder / INDEX, max_bytes=64 << 20)
+    shards = {}
+    where = index.get("weight_map")
+    if not isinstance(where, dict) or not where:
+        raise CheckpointError(
+            folder / INDEX, "weight_map", "an object of file names", where
+        )
+    for name, shard in where.items():
+        if not isinstance(shard, str) or not _SHARD.fullmatch(shard):
+            raise CheckpointError(
+                folder / INDEX,
+                name,
+                "in a file called model-00001-of-00002.safetensors or so",
+                repr(shard),
+            )
+        shards.setdefault(shard, set()).add(name)
+    for shard in shards:
+        if not (folder / shard).is_file():
+            raise CheckpointError(folder, shard, "there", "no such file")
+    return shards
+
+
+def _no_weights(folder):
+    for name in _PICKLES:
+        if (folder / name).exists():
+            return CheckpointError(
+                folder,
+                name,
+                f"{WEIGHTS}: a pickle can run code and is never opened",
+                "a pickle",
+                "Convert it where you trust it: "
+                'AutoModelForSeq2SeqLM.from_pretrained("...")'
+                '.save_pretrained("...").',
+            )
+    return CheckpointError(
+        folder, WEIGHTS, f"there, or {INDEX}", "neither of them"
+    )
+
+
+def load_tokenizer(
+    folder: str | os.PathLike, **arguments: Any
+) -> SwitchTokenizer:
+    """Makes a tokenizer from a folder in Hugging Face layout.
+
+    Args:
+        folder: Holds `spiece.model` or `tokenizer.json`.
+        **arguments: Arguments of `SwitchTokenizer` to override.
+
+    Raises:
+        CheckpointError: if the folder has no tokenizer of this kind.
+    """
+    from keras_switch.convert.tokenizer import read_proto
+
+    proto, extra_ids = read_proto(folder)
+    return SwitchTokenizer(**{"extra_ids": extra_ids, **arguments}, proto=proto)
+
+
+def download(handle: str) -> str | None:
+    """Downloads a model from the Hugging Face Hub, at one commit.
+
+    Args:
+        handle: `"hf://org/name"`, or `"hf://org/name@revision"`.
+
+    Returns:
+        The folder, or `None` if what lies there is not in this layout (a
+        Keras preset, which KerasHub downloads itself).
+    """
+    try:
+        import huggingface_hub as hub
+    except ImportError:
+        raise ImportError(
+            "hf:// handles need huggingface_hub: "
+            'pip install "keras-switch[convert]".'
+        ) from None
+    name, _, revision = handle.removeprefix("hf://").partition("@")
+    # One commit for all files: a branch may move between two of them.
+    commit = hub.HfApi().model_info(name, revision=revision or None).sha
+    config = hub.hf_hub_download(name, "config.json", revision=commit)
+    if not is_huggingface(pathlib.Path(config).parent):
+        return None
+    return hub.snapshot_download(
+        name, revision=commit, allow_patterns=_PATTERNS
+    )
+
+
+def has_tokenizer(folder: str | os.PathLike) -> bool:
+    """Whether a folder holds a tokenizer that can be read."""
+    files = ("spiece.model", "tokenizer.json")
+    return any((pathlib.Path(folder) / name).is_file() for name in files)
+
+
+def export_to_transformers(
+    model: SwitchBackbone | SwitchSeq2SeqLM,
+    folder: str | os.PathLike,
+    max_shard_bytes: int = 5 << 30,
+) -> None:
+    """Writes a model as `transformers` loads it.
+
+    A model without sparse layers and with gated activations is written as a
+    `t5`, any other as `switch_transformers`. The folder is made whole beside
+    its name, then renamed.
+
+    Args:
+        model: A `SwitchSeq2SeqLM`, whose tokenizer is written too, or a
+            `SwitchBackbone`.
+        folder: A folder that does not exist yet, or is empty.
+        max_shard_bytes: Most bytes of one file.
+
+    Raises:
+        ValueError: if `transformers` cannot represent the model, and why.
+        FileExistsError: if the folder holds something.
+    """
+    backbone = getattr(model, "backbone", model)
+    preprocessor = getattr(model, "preprocessor", None)
+    configuration = configuration_of(backbone)
+    folder = pathlib.Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(
+            f"folder must not exist, or be empty; received {folder}."
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = tempfile.mkdtemp(prefix=".partial-", dir=folder.parent)
+    try:
+        _write(pathlib.Path(partial), backbone, configuration, max_shard_bytes)
+        if preprocessor is not None:
+            from keras_switch.convert.tokenizer import write_tokenizer
+
+            write_tokenizer(preprocessor.tokenizer, partial)
+        os.chmod(partial, 0o755)  # mkdtemp's is for its owner alone
+        os.replace(partial, folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _write(folder, backbone, configuration: Configuration, max_shard_bytes):
+    _write_json(folder / "config.json", configuration.config)
+    generation = {
+        "decoder_start_token_id": 0,
+        "eos_token_id": 1,
+        "pad_token_id": 0,
+    }
+    _write_json(folder / "generation_config.json", generation)
+    shards = _shards(backbone, configuration, max_shard_bytes)
+    width = len(shards)
+    weight_map, total = {}, 0
+    for number, entries in enumerate(shards, start=1):
+        file = WEIGHTS
+        if width > 1:
+            file = f"model-{number:05}-of-{width:05}.safetensors"
+        tensors = _tensors(backbone, entries)
+        _save(tensors, folder / file)
+        weight_map |= dict.fromkeys(tensors, file)
+        total += sum(values.nbytes for values in tensors.values())
+    if width > 1:
+        metadata = {"total_size": total}
+        index = {"metadata": metadata, "weight_map": weight_map}
+        _write_json(folder / INDEX, index)
+
+
+def _shards(backbone, configuration, max_shard_bytes):
+    """Entries, in lists of at most so many bytes (or of one entry)."""
+    size = np.dtype("float32").itemsize
+    shards, room = [[]], max_shard_bytes
+    for entry in rules.entries(backbone, configuration.table):
+        need = size * int(np.prod(entry.shape))
+        if need > room and shards[-1]:
+            shards.append([])
+            room = max_shard_bytes
+        shards[-1].append(entry)
+        room -= need
+    return shards
+
+
+def _tensors(backbone, entries):
+    targets = {v.path: v for v in rules.variables(backbone)}
+    tensors = {}
+    for entry in entries:
+        values = ops.convert_to_numpy(ops.cast(targets[entry.path], "float32"))
+        tensors |= theirs(entry, values)
+    if _EMBEDDING in tensors and not backbone.tie_embedding_weights:
+        # `transformers` ties the stacks' embeddings with the logits' only.
+        tensors |= {name: tensors[_EMBEDDING] for name in _COPIES}
+    return tensors
+
+
+def _save(tensors, path):
+    _safetensors()
+    from safetensors.numpy import save_file
+
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def _write_json(path, value):
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+LAYOUTS["hf://"] = Layout(
+    matches=is_huggingface,
+    load_backbone=load_backbone,
+    has_tokenizer=has_tokenizer,
+    load_tokenizer=load_tokenizer,
+    download=download,
+    export=export_to_transformers,
+)

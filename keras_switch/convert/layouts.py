@@ -1,0 +1,67 @@
+"""Which layout a folder is in, and a model from any of them."""
+
+import os
+import pathlib
+from typing import Any
+
+from keras_switch.convert import rules
+from keras_switch.convert.huggingface import is_huggingface
+from keras_switch.convert.huggingface_config import configuration_of
+from keras_switch.convert.t5x import load_t5x
+from keras_switch.models import SwitchBackbone, SwitchSeq2SeqLM
+
+
+def kind_of(folder: str | os.PathLike) -> str:
+    """The layout of a folder.
+
+    Args:
+        folder: Any folder.
+
+    Returns:
+        `"keras"`, `"huggingface"` or `"t5x"`.
+
+    Raises:
+        ValueError: if it is none of them.
+        CheckpointError: if its `config.json` is not JSON.
+    """
+    folder = pathlib.Path(folder)
+    if is_huggingface(folder):
+        return "huggingface"
+    if (folder / "config.json").is_file():
+        return "keras"
+    if (folder / "checkpoint").is_file():
+        return "t5x"
+    raise ValueError(
+        "folder must hold config.json (a Keras preset or transformers) or "
+        f"checkpoint (T5X); received {folder}."
+    )
+
+
+def load(folder: str | os.PathLike, **arguments: Any) -> SwitchSeq2SeqLM:
+    """Makes a model from a folder in any of the layouts, with its weights.
+
+    Args:
+        folder: See `kind_of`.
+        **arguments: As for `SwitchSeq2SeqLM.from_preset`, or for a T5X
+            checkpoint of `load_t5x`.
+
+    Returns:
+        A `SwitchSeq2SeqLM`, without preprocessor if the folder has no
+        tokenizer.
+    """
+    if kind_of(folder) == "t5x":
+        return SwitchSeq2SeqLM(load_t5x(folder, **arguments))
+    return SwitchSeq2SeqLM.from_preset(os.fspath(folder), **arguments)
+
+
+def table_of(kind: str, backbone: SwitchBackbone) -> rules.Table:
+    """The table that says where a backbone's weights lie.
+
+    Args:
+        kind: `"huggingface"` or `"t5x"`.
+        backbone: Decides which of the tables for `transformers` it is.
+
+    Raises:
+        ValueError: if `transformers` cannot represent the backbone.
+    """
+    return rules.T5X if kind == "t5x" else configuration_of(backbone).table
