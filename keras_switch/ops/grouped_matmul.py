@@ -25,7 +25,7 @@ from keras import ops
 
 from keras_switch.ops.compiled import compiled
 from keras_switch.ops.indexing import static_size, upstream_of
-from keras_switch.ops.matmul import FEWEST_ROWS
+from keras_switch.ops.matmul import fewest_rows
 
 BLOCK_ROWS = 64
 # Largest expert over mean expert up to which the batched form is used.
@@ -129,7 +129,7 @@ def _capacities(rows: Any, kernel: Any) -> list:
     if known is None:
         return ceilings
     # With enough rows every form gives a row the same bits.
-    return sorted({max(c, FEWEST_ROWS) for c in ceilings})
+    return sorted({max(c, fewest_rows(rows.shape[1])) for c in ceilings})
 
 
 def _has_values(sizes: Any) -> bool:
@@ -147,13 +147,14 @@ def _loop(rows: Any, sizes: Any, kernel: Any, equation: str) -> Any:
     transpose = equation == "ecf,edf->ecd"
     width = kernel.shape[1] if transpose else kernel.shape[2]
     count = rows.shape[0]
-    rows = _padded(rows, FEWEST_ROWS) if count else rows
+    fewest = fewest_rows(rows.shape[1])
+    rows = _padded(rows, fewest) if count else rows
     parts, start = [], 0
     for expert, size in enumerate(ops.convert_to_numpy(sizes).tolist()):
         if size:
             matrix = kernel[expert]
             matrix = ops.transpose(matrix) if transpose else matrix
-            window = rows[start : start + max(size, FEWEST_ROWS)]
+            window = rows[start : start + max(size, fewest)]
             parts.append(ops.matmul(window, matrix)[:size])
             start += size
     parts.append(ops.zeros((count - start, width), rows.dtype))
@@ -307,4 +308,4 @@ def _block_rows(rows: Any) -> int:
     known = static_size(ops.shape(rows)[0])
     if known is None:
         return BLOCK_ROWS
-    return max(FEWEST_ROWS, min(BLOCK_ROWS, known))
+    return max(fewest_rows(rows.shape[1]), min(BLOCK_ROWS, known))
