@@ -4,6 +4,7 @@ Importing it registers every class with Keras, so that saved models load.
 """
 
 from keras_switch import callbacks as callbacks
+from keras_switch import convert as convert
 from keras_switch import data as data
 from keras_switch import layers as layers
 from keras_switch import losses as losses
@@ -17,6 +18,7 @@ from keras_switch.layers import RouterIndices as RouterIndices
 from keras_switch.layers import SwitchLayer as SwitchLayer
 from keras_switch.layers import SwitchRouter as SwitchRouter
 from keras_switch.layers import TopKRouter as TopKRouter
+from keras_switch.models import BeamSampler as BeamSampler
 from keras_switch.models import SwitchBackbone as SwitchBackbone
 from keras_switch.models import SwitchSeq2SeqLM as SwitchSeq2SeqLM
 from keras_switch.models import (

@@ -1,7 +1,6 @@
 """What the routers of a model do with real batches, as plain numbers."""
 
 import contextlib
-import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -11,6 +10,7 @@ import numpy as np
 from keras_switch.layers.routing_stats import STATISTICS
 from keras_switch.layers.switch_layer import SwitchLayer
 
+_DROPPED = STATISTICS.index("dropped_fraction")
 _CONFIDENCE = STATISTICS.index("router_confidence")
 _ENTROPY = STATISTICS.index("router_entropy")
 _BALANCE = STATISTICS.index("load_balancing_loss")
@@ -27,7 +27,7 @@ class LayerRouting(NamedTuple):
     num_tokens: int
     load: np.ndarray  # float64 [E], fraction of edges, before capacity
     max_mean_load: float  # 1 is balanced, E is collapsed
-    dropped_fraction: float  # of edges, at the capacity of training
+    dropped_fraction: float  # as `RoutingStats`, at the capacity of training
     router_confidence: float  # mean of the largest probability
     router_entropy: float  # nats; ln E is undecided
     load_balancing_loss: float  # unweighted; 1 is balanced, E is collapsed
@@ -75,8 +75,8 @@ def routing_report(
     """Runs a model on batches and reports what its routers did.
 
     The model runs eagerly and in evaluation, so exploration and dropout are
-    off; how many edges training would drop is counted from their places in
-    the queues.
+    off. Its routers route the same tokens once more at the capacity of
+    training, for what that would drop.
 
     Args:
         model: Any model with `SwitchLayer`s.
@@ -146,7 +146,7 @@ def _route(model, layers, batch):
     seen = {}
     with contextlib.ExitStack() as stack:
         for name, layer in layers.items():
-            stack.enter_context(_recorded(layer.router, name, seen))
+            stack.enter_context(_recorded(layer, name, seen))
         model(batch, training=False)
     missing = sorted(set(layers) - set(seen))
     if missing:
@@ -158,17 +158,17 @@ def _route(model, layers, batch):
 
 
 @contextlib.contextmanager
-def _recorded(router, name, seen):
-    """While open, keeps what the router returns under `name`."""
-    call = router.call
+def _recorded(layer, name, seen):
+    """While open, keeps what the layer's router does under `name`."""
+    router, call = layer.router, layer.router.call
 
-    def recording(*args, **kwargs):
-        routes = call(*args, **kwargs)
-        group_size = args[0].shape[1]
-        statistics = keras.ops.convert_to_numpy(router.stats.value)
+    def recording(tokens, valid, **kwargs):
+        room = layer.capacity_for(tokens, valid, training=True)
+        routes = call(tokens, valid, capacity=room.slots, quota=room.quota)
+        statistics = keras.ops.convert_to_numpy(router.stats.value).copy()
         arrays = [keras.ops.convert_to_numpy(field) for field in routes]
-        seen[name] = group_size, type(routes)(*arrays), statistics
-        return routes
+        seen[name] = tokens.shape[1], type(routes)(*arrays), statistics
+        return call(tokens, valid, **kwargs)
 
     # On the instance, so that neither its class nor another layer is touched.
     router.call = recording
@@ -191,16 +191,14 @@ class _Counter:
     def __init__(self, layer):
         self._layer = layer
         self._statistics = np.zeros(len(STATISTICS))  # times tokens
-        self._edges = self._dropped = 0
+        self._edges = 0
         self._keys, self._counts = [], []
         self.num_tokens = 0
 
     def add(self, group_size, routes, statistics, ids):
         num_experts = self._layer.num_experts
         used = routes.expert_index < num_experts  # [G, M]
-        over = routes.slot_index >= self._capacity(group_size)
         self._edges += int(used.sum())
-        self._dropped += int((used & over).sum())
         self.num_tokens += int(statistics[_COUNT])
         self._statistics += statistics[:_COUNT] * statistics[_COUNT]
         # Groups are cut from the flattened batch, in order.
@@ -210,14 +208,6 @@ class _Counter:
         keys, counts = np.unique(key, return_counts=True)
         self._keys.append(keys)
         self._counts.append(counts)
-
-    def _capacity(self, group_size):
-        """Slots of an expert in training, as `SwitchLayer` counts them."""
-        layer = self._layer
-        if layer.dispatch == "dropless":
-            return group_size
-        even = layer.capacity_factor * group_size / layer.num_experts
-        return min(group_size, max(layer.min_capacity, math.ceil(even)))
 
     def report(self, name, id_to_token, num_tokens):
         ids, table = self._table()
@@ -232,7 +222,7 @@ class _Counter:
             num_tokens=self.num_tokens,
             load=load,
             max_mean_load=float(load.max() * len(load)),
-            dropped_fraction=self._dropped / max(self._edges, 1),
+            dropped_fraction=float(means[_DROPPED]),
             router_confidence=float(means[_CONFIDENCE]),
             router_entropy=float(means[_ENTROPY]),
             load_balancing_loss=float(means[_BALANCE]),

@@ -22,9 +22,10 @@ class RoutingMonitor(keras.callbacks.Callback):
     them by itself and needs no callback.
 
     Args:
-        every: int, batches from one reading to the next. A reading on JAX
-            copies the training state back to the model; with a very short
-            step, read more seldom.
+        every: int, batches from one reading to the next (with
+            `steps_per_execution`, groups of batches). A reading on JAX copies
+            the training state back to the model; with a very short step, read
+            more seldom.
 
     Raises:
         ValueError: when training starts, for a model without a `SwitchLayer`.
@@ -41,9 +42,8 @@ class RoutingMonitor(keras.callbacks.Callback):
         check_number("every", every, whole=True, at_least=1)
         self.every = every
         self._layers: dict[str, SwitchLayer] = {}
-        self._totals: dict[str, float] = {}
-        self._counts: dict[str, float] = {}
         self._validation: dict[str, float] = {}
+        self._restart()
 
     def set_model(self, model: keras.Model) -> None:
         super().set_model(model)
@@ -55,17 +55,18 @@ class RoutingMonitor(keras.callbacks.Callback):
     def on_test_begin(self, logs: Any = None) -> None:
         self._require_layers()
         # Validation inside an epoch must not touch the epoch's totals.
-        self._kept = self._totals, self._counts
-        self._totals, self._counts = {}, {}
+        self._kept = self._calls, self._totals, self._counts
+        self._restart()
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        self._totals, self._counts, self._validation = {}, {}, {}
+        self._validation = {}
+        self._restart()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        self._read(batch, logs)
+        self._read(logs)
 
     def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
-        self._read(batch, logs)
+        self._read(logs)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         self._report(logs)
@@ -76,7 +77,12 @@ class RoutingMonitor(keras.callbacks.Callback):
         # `evaluate` hands its callbacks a copy of the logs it returns.
         means = self._means()
         self._validation = {f"val_{name}": means[name] for name in means}
-        self._totals, self._counts = self._kept
+        self._calls, self._totals, self._counts = self._kept
+
+    def _restart(self) -> None:
+        self._calls = 0
+        self._totals: dict[str, float] = {}
+        self._counts: dict[str, float] = {}
 
     def _require_layers(self) -> None:
         if not self._layers:
@@ -85,8 +91,10 @@ class RoutingMonitor(keras.callbacks.Callback):
                 f"received a {type(self.model).__name__} without."
             )
 
-    def _read(self, batch: int, logs: Any) -> None:
-        if batch % self.every:
+    def _read(self, logs: Any) -> None:
+        # Counted here: with steps_per_execution, Keras skips batch numbers.
+        self._calls += 1
+        if (self._calls - 1) % self.every:
             return
         synchronize(self.model)
         for name, layer in self._layers.items():

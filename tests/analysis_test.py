@@ -79,14 +79,39 @@ def test_statistics_are_means_over_tokens():
     )
 
 
-@pytest.mark.parametrize("capacity_factor, dropped", [(0.75, 2), (1.125, 1)])
-def test_drops_are_counted_at_the_capacity_of_training(
-    capacity_factor, dropped
-):
-    # Rows of eight and three experts: capacity 2, then 3; expert 0 has four.
-    model = make_model(capacity_factor=capacity_factor)
-    layer = only(routing_report(model, [make_batch([[0, 3, 0, 3, 1, 2]])]))
+@pytest.mark.parametrize(
+    "options, dropped",
+    [
+        ({"capacity_factor": 0.75}, 2),
+        ({"capacity_factor": 1.125}, 1),
+        ({"capacity_factor": 0.75, "eval_capacity_factor": 8.0}, 2),
+        ({"capacity": 3}, 1),
+        ({"capacity_factor": 8.0}, 0),
+    ],
+)
+@pytest.mark.parametrize("router", ["switch", "expert_choice"])
+def test_drops_are_those_of_the_capacity_of_training(router, options, dropped):
+    """Three experts and six tokens in eight places: 2 slots, or 3.
+
+    Expert 0 is wanted by four. Where experts choose, it takes as many of them,
+    and the others the first token beside their own.
+    """
+    model = make_model(router=router, **options)
+    batch = make_batch([[0, 3, 0, 3, 1, 2]])
+    layer = only(routing_report(model, [batch]))
     assert layer.dropped_fraction == pytest.approx(dropped / 6)
+    (sparse,) = sparse_layers(model).values()
+    sparse.router.exploration = "argmax"
+    model(batch, training=True)
+    statistics = keras.ops.convert_to_numpy(sparse.routing_stats.value)
+    assert layer.dropped_fraction == pytest.approx(statistics[0])
+
+
+def test_drops_are_means_over_the_tokens_of_batches():
+    model = make_model(capacity_factor=0.75)
+    batches = [make_batch([[0] * 6]), make_batch([[1, 2], [0, 1]])]
+    layer = only(routing_report(model, batches))
+    assert layer.dropped_fraction == pytest.approx(4 / 10)
 
 
 def test_dropless_drops_nothing():

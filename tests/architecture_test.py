@@ -25,6 +25,7 @@ LEVELS = {
     "analysis": 3,
     "plots": 3,
     "callbacks": 3,
+    "convert": 3,
     "parameters": 3,
 }
 

@@ -48,6 +48,7 @@ def make_layer(spec, dim=6, intermediate_dim=5, router=None, **kwargs):
         capacity_factor=spec.capacity_factor,
         eval_capacity_factor=spec.eval_capacity_factor,
         min_capacity=spec.min_capacity,
+        capacity=spec.capacity,
         group_size=spec.group_size,
         activation=spec.activation,
         **kwargs,

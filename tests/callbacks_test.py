@@ -85,6 +85,99 @@ def test_reading_seldom_still_reports():
     assert "second/router_z_loss" in history.history
 
 
+@pytest.mark.parametrize("every, readings", [(1, 4), (2, 2), (3, 2), (9, 1)])
+def test_every_counts_calls_not_batches(every, readings, monkeypatch):
+    """With two steps in an execution Keras counts batches 1, 3, 5, 7."""
+    seen = []
+    monkeypatch.setattr(keras_switch.callbacks, "synchronize", seen.append)
+    monitor = keras_switch.RoutingMonitor(every=every)
+    monitor.set_model(_model())
+    monitor.on_train_begin()
+    for epoch in range(2):
+        seen.clear()
+        monitor.on_epoch_begin(epoch)
+        for batch in (1, 3, 5, 7):
+            monitor.on_train_batch_end(batch, {})
+        logs = {}
+        monitor.on_epoch_end(epoch, logs)
+        assert len(seen) == readings
+        assert "second/router_z_loss" in logs
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() == "torch", reason="Keras has no such steps there"
+)
+def test_every_with_several_steps_in_an_execution():
+    model = _model()
+    model.compile("sgd", "mse", steps_per_execution=2)
+    history = model.fit(
+        *_data(16),
+        batch_size=2,
+        verbose=0,
+        callbacks=[keras_switch.RoutingMonitor(every=2)],
+    )
+    assert "second/router_z_loss" in history.history
+
+
+def test_validation_does_not_disturb_the_count(monkeypatch):
+    seen = []
+    monkeypatch.setattr(keras_switch.callbacks, "synchronize", seen.append)
+    _model().fit(
+        *_data(),
+        batch_size=2,
+        epochs=2,
+        validation_data=_data(4),
+        validation_batch_size=2,
+        verbose=0,
+        callbacks=[keras_switch.RoutingMonitor(every=2)],
+    )
+    # Of three batches the first and the third, of two the first.
+    assert len(seen) == 2 * (2 + 1)
+
+
+def test_sequences_of_one_token_are_reported():
+    inputs = keras.Input((1, 8))
+    layer = keras_switch.SwitchLayer(4, 16, group_size=32, name="moe")
+    model = keras.Model(inputs, layer(inputs))
+    model.compile("sgd", "mse")
+    x = np.random.default_rng(0).normal(size=(32, 1, 8)).astype("float32")
+    history = model.fit(
+        x,
+        x,
+        batch_size=16,
+        validation_data=(x, x),
+        verbose=0,
+        callbacks=[keras_switch.RoutingMonitor()],
+    ).history
+    for prefix in ("", "val_"):
+        assert history[f"{prefix}moe/max_mean_load"][0] >= 1
+        assert 0.25 <= history[f"{prefix}moe/router_confidence"][0] <= 1
+
+
+def test_tensorboard_gets_every_statistic_of_every_layer(tmp_path):
+    from tensorboard.backend.event_processing import event_file_loader
+
+    _model().fit(
+        *_data(),
+        validation_data=_data(4),
+        verbose=0,
+        callbacks=[
+            keras_switch.RoutingMonitor(),
+            keras.callbacks.TensorBoard(str(tmp_path), write_graph=False),
+        ],
+    )
+    for run in ("train", "validation"):
+        tags = {
+            value.tag
+            for file in (tmp_path / run).glob("*tfevents*")
+            for event in event_file_loader.EventFileLoader(str(file)).Load()
+            for value in event.summary.value
+        }
+        for layer in ("first", "second"):
+            for statistic in STATISTICS:
+                assert f"epoch_{layer}/{statistic}" in tags
+
+
 def test_a_model_without_switch_layers_is_refused():
     model = keras.Sequential([keras.layers.Dense(8)])
     model.compile("sgd", "mse")

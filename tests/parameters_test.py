@@ -156,6 +156,10 @@ def test_folders_serve_as_well_as_names():
         ({**tiny.ARGUMENTS, "heads": 2}, "has no argument heads"),
         ({**tiny.ARGUMENTS, "num_heads": 0}, "received num_heads=0"),
         ({**tiny.ARGUMENTS, "num_experts": None}, "received num_experts=None"),
+        ({**tiny.ARGUMENTS, "capacity_factor": -1}, "capacity_factor=-1"),
+        ({**tiny.ARGUMENTS, "capacity": 0}, "received capacity=0"),
+        ({**tiny.ARGUMENTS, "activation": "zzz"}, "activation must be"),
+        ({**tiny.ARGUMENTS, "router": "expert_choice"}, "must be causal"),
     ],
 )
 def test_what_describes_no_model_is_refused(given, message):

@@ -30,6 +30,7 @@ class Spec:
     capacity_factor: float = 1.25
     eval_capacity_factor: float | None = None
     min_capacity: int = 4
+    capacity: int | None = None
     group_size: int | None = None
     activation: str = "relu"
     load_balancing_loss_weight: float = 0.01
@@ -124,12 +125,16 @@ def capacity_of(spec, size):
             factor = spec.eval_capacity_factor
     elif not spec.training and spec.eval_capacity_factor is not None:
         factor = spec.eval_capacity_factor
+    if spec.capacity is not None:
+        return min(size, spec.capacity)
     if factor is None:
         return None
     # As a fraction: 1.1 * 20 / 2 is 11 here, not 11.000000000000002.
     factor = Fraction(factor).limit_denominator(1000)
     wanted = math.ceil(factor * size / spec.num_experts)
-    return min(size, max(spec.min_capacity, wanted))
+    if spec.router != "expert_choice":  # whose quota is just that
+        wanted = max(spec.min_capacity, wanted)
+    return min(size, wanted)
 
 
 def softmax(logits):
@@ -151,7 +156,10 @@ def route(spec, probs, valid, capacity):
     k = spec.k if spec.router == "top_k" else 1
     order = list(range(len(probs)))
     if spec.batch_prioritized:
-        top = [c[0][1] if c else 0.0 for c in chosen]
+        # Of the first choice, before gates are made to sum to 1.
+        top = [
+            p[c[0][0]] if c else 0.0 for p, c in zip(probs, chosen, strict=True)
+        ]
         order.sort(key=lambda token: (-top[token], token))
     queue = [0] * spec.num_experts
     edges = {}

@@ -4,6 +4,9 @@ r"""Measures the library's parts.
     python train/benchmark.py --what=plan
     python train/benchmark.py --what=flops
     python train/benchmark.py --what=data
+    python train/benchmark.py --what=generate
+    python train/benchmark.py --what=step
+    python train/benchmark.py --what=convert
 
 layer: a SwitchLayer beside a dense feed-forward of the same active FLOPs,
     forward and a training step, for each number of experts.
@@ -12,6 +15,13 @@ plan: the places of 65,536 tokens in the queues of 2,048 experts, beside the
 flops: what the compiler counts for one forward pass of a SwitchLayer with 8 to
     256 experts, beside KerasHub's Qwen3-MoE block. JAX only.
 data: tokens per second that the input pipeline makes.
+generate: greedy generation beside that of transformers, on the same weights
+    (4 + 4 layers), which must generate the same tokens. Each side has a process
+    of its own; they are asked in turns.
+step: what a step of decoding costs by the number of experts, 8 to 128, in a
+    smaller model, of which no more than the chosen experts must be read.
+convert: time and memory of loading a switch_base_8 of 619 million random
+    weights that transformers wrote.
 
 Prints a table, and as JSON the same with the machine and the versions. Figures
 of one run may be compared, figures of two machines may not: the functions are
@@ -27,7 +37,10 @@ from absl import flags as absl_flags
 from keras_switch_train import corpus, flags
 
 _WHAT = absl_flags.DEFINE_enum(
-    "what", "layer", ["layer", "plan", "flops", "data"], "What to measure."
+    "what",
+    "layer",
+    ["layer", "plan", "flops", "data", "generate", "step", "convert"],
+    "What to measure.",
 )
 _EXPERTS = absl_flags.DEFINE_multi_integer(
     "experts",
@@ -68,6 +81,9 @@ def main() -> None:
         "plan": _plan,
         "flops": _flops,
         "data": _data,
+        "generate": _generate,
+        "step": _step,
+        "convert": _convert,
     }
     head = {"what": _WHAT.value, **measure.header()}
     print(" | ".join(f"{name} {value}" for name, value in head.items()))
@@ -75,9 +91,11 @@ def main() -> None:
     _print_table(rows)
     result = json.dumps({**head, "rows": rows}, indent=1)
     if flags.WORKDIR.value:
+        from keras_switch import data
+
         path = os.path.join(flags.make_workdir(), f"{_WHAT.value}.json")
-        with open(path, "w") as file:
-            file.write(result)
+        with data.atomic_write(path) as file:
+            file.write_text(result, encoding="utf-8")
     else:
         print(result)
 
@@ -153,13 +171,19 @@ def _plan():
     from keras_switch_train import measure
 
     tokens = _TOKENS.value or 65_536
+    numbers = _EXPERTS.value or (8, 128, 2048)
+    if (max(numbers) + 1) * tokens >= 2**31:
+        raise flags.UsageError(
+            "--experts: (experts + 1) * tokens must be below 2**31; received "
+            f"{max(numbers)} experts and {tokens} tokens."
+        )
 
     def one_hot(index, experts):
         hot = ops.one_hot(index, experts, dtype="int32")  # [1, M, E]
         return ops.sum(ops.cumsum(hot, axis=1) * hot, axis=-1) - 1
 
     rows = []
-    for experts in _EXPERTS.value or (8, 128, 2048):
+    for experts in numbers:
         draw = np.random.default_rng(0).integers(0, experts, (1, tokens))
         index = ops.convert_to_tensor(draw, "int32")
         functions = {
@@ -224,6 +248,55 @@ def _flops():
             row[f"{name}, growth"] = round(flops / tokens / 1e6 / smallest, 2)
         rows.append(row)
     return rows
+
+
+def _generate():
+    """Greedy generation, ours and that of `transformers`."""
+    from keras_switch_train import generate_speed
+
+    rows = []
+    for experts in _EXPERTS.value or (8,):
+        rows += generate_speed.compare(
+            generate_speed.Shape(
+                experts,
+                _HIDDEN_DIM.value or 768,
+                _INTERMEDIATE_DIM.value or 3072,
+            ),
+            [(1, 64), (8, 256)],
+            flags.BACKEND.value,
+            _REPEATS.value,
+            flags.RETAIN_HEAP.value,
+        )
+    return rows
+
+
+def _step():
+    """Ours alone, by the number of experts: does a token read them all?"""
+    from keras_switch_train import generate_speed
+
+    rows = []
+    for experts in _EXPERTS.value or (8, 32, 128):
+        rows += generate_speed.compare(
+            generate_speed.Shape(
+                experts,
+                _HIDDEN_DIM.value or 256,
+                _INTERMEDIATE_DIM.value or 1024,
+                new_tokens=128,
+            ),
+            [(1, 8), (8, 8)],
+            flags.BACKEND.value,
+            _REPEATS.value,
+            flags.RETAIN_HEAP.value,
+            rival=False,
+        )
+    return rows
+
+
+def _convert():
+    """Loading a full-size checkpoint of `transformers`."""
+    from keras_switch_train import conversion_cost
+
+    return conversion_cost.measure(flags.BACKEND.value)
 
 
 def _qwen3_moe_block(experts, width, inner):

@@ -1,12 +1,8 @@
-"""Texts with blanks: made from a text, and filled in by a model's answer."""
+"""Texts with blanks, made from a text; and what a model put into them."""
 
-import re
 from typing import NamedTuple
 
 import numpy as np
-
-_SENTINEL = re.compile(r"<extra_id_(\d+)>")
-_MISSING = "..."
 
 
 class Blanked(NamedTuple):
@@ -52,43 +48,6 @@ def blank_out(
     return Blanked(" ".join(pieces), tuple(answers))
 
 
-def parse_answer(answer: str) -> dict[int, str]:
-    """Splits `<extra_id_0> cat <extra_id_1> the` by its sentinels.
-
-    Args:
-        answer: What a model generated.
-
-    Returns:
-        A dict from the number of a sentinel to the text behind it; where a
-        sentinel comes twice, the first one counts.
-    """
-    parts = _SENTINEL.split(answer)
-    spans = {}
-    for number, span in zip(parts[1::2], parts[2::2], strict=True):
-        spans.setdefault(int(number), span.strip())
-    return spans
-
-
-def fill_in(prompt: str, answer: str, mark: str = "[{}]") -> str:
-    """Puts a model's answer into the blanks of its prompt.
-
-    Args:
-        prompt: A text with sentinels.
-        answer: What the model generated.
-        mark: How to set off what was filled in.
-
-    Returns:
-        The text, with `...` where the answer had nothing.
-    """
-    spans = parse_answer(answer)
-
-    def replace(match):
-        span = spans.get(int(match[1])) or _MISSING
-        return mark.format(span)
-
-    return _SENTINEL.sub(replace, prompt)
-
-
 def describe(blanked: Blanked, answer: str) -> str:
     """A text with its blanks filled in by a model, above what stood there.
 
@@ -99,8 +58,13 @@ def describe(blanked: Blanked, answer: str) -> str:
     Returns:
         Two lines.
     """
+    # Here, because it imports Keras.
+    from keras_switch.models.fill_mask import fill_in
+
     truth = " ".join(
         f"<extra_id_{i}> {span}" for i, span in enumerate(blanked.answers)
     )
-    model = fill_in(blanked.prompt, answer)
-    return f"model: {model}\ntruth: {fill_in(blanked.prompt, truth)}"
+    model, truth = (
+        fill_in(blanked.prompt, spans, mark="[{}]") for spans in (answer, truth)
+    )
+    return f"model: {model}\ntruth: {truth}"

@@ -60,8 +60,10 @@ def make_tokenizer(documents: list, vocabulary_size: int, folder: str) -> Any:
 
 def write_vocabulary(tokenizer: Any, folder: str) -> None:
     """Writes a tokenizer's SentencePiece model, for the data to encode with."""
-    with open(os.path.join(folder, _VOCABULARY), "wb") as file:
-        file.write(tokenizer.proto)
+    from keras_switch import data
+
+    with data.atomic_write(os.path.join(folder, _VOCABULARY)) as file:
+        file.write_bytes(tokenizer.proto)
 
 
 def make_pipeline(documents: list, tokenizer: Any, folder: str) -> Any:

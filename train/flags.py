@@ -19,11 +19,17 @@ from keras_switch_train import heap
 
 BACKENDS = ("jax", "tensorflow", "torch")
 
-BACKEND = flags.DEFINE_enum(
+# Not an enum: its default is checked at once, before there is a flag to blame.
+BACKEND = flags.DEFINE_string(
     "backend",
     os.environ.get("KERAS_BACKEND") or "jax",
-    BACKENDS,
-    "What Keras computes with. Default: KERAS_BACKEND, or else jax.",
+    "What Keras computes with: jax, tensorflow or torch. Default: "
+    "KERAS_BACKEND, or else jax.",
+)
+flags.register_validator(
+    "backend",
+    lambda backend: backend in BACKENDS,
+    f"must be one of {'|'.join(BACKENDS)}.",
 )
 PRESET = flags.DEFINE_string(
     "preset",
@@ -34,7 +40,11 @@ WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder to write into; made if it is missing."
 )
 SEED = flags.DEFINE_integer(
-    "seed", 0, "Of weights, data order and sampling.", lower_bound=0
+    "seed",
+    0,
+    "Of weights, data order and sampling.",
+    lower_bound=0,
+    upper_bound=2**32 - 1,  # NumPy's
 )
 DTYPE = flags.DEFINE_enum(
     "dtype",

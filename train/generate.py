@@ -12,7 +12,7 @@ import sys
 
 from absl import flags as absl_flags
 
-from keras_switch_train import blanks, flags
+from keras_switch_train import flags
 
 _PROMPT = absl_flags.DEFINE_multi_string(
     "prompt", [], "A text; may be given several times."
@@ -20,14 +20,27 @@ _PROMPT = absl_flags.DEFINE_multi_string(
 _SAMPLER = absl_flags.DEFINE_enum(
     "sampler",
     "greedy",
-    ["greedy", "beam", "top_k", "top_p", "random"],
+    ["greedy", "beam", "top_k", "top_p", "random", "contrastive"],
     "How the next token is chosen.",
 )
 _MAX_LENGTH = absl_flags.DEFINE_integer(
     "max_length",
     None,
-    "Most tokens of an answer. Default: what the preset was trained with.",
+    "Most tokens of an answer, its start counted. Default: what the preset "
+    "was trained with.",
     lower_bound=2,
+)
+_MAX_NEW_TOKENS = absl_flags.DEFINE_integer(
+    "max_new_tokens",
+    None,
+    "Most tokens of an answer, without its start.",
+    lower_bound=1,
+)
+_TRUNCATE = absl_flags.DEFINE_bool(
+    "truncate",
+    False,
+    "Cut prompts that are longer than what the preset was trained with; "
+    "otherwise they are refused.",
 )
 
 
@@ -37,13 +50,15 @@ def main() -> None:
     prompts = [prompt for prompt in prompts if prompt]
     if not prompts:
         raise flags.UsageError("--prompt must hold some text.")
+    if _MAX_LENGTH.value and _MAX_NEW_TOKENS.value:
+        raise flags.UsageError(
+            "--max_length and --max_new_tokens exclude each other."
+        )
 
     # Model.
-    import keras
-
     from keras_switch import models
+    from keras_switch.models.fill_mask import fill_in, number_blanks
 
-    keras.utils.set_random_seed(flags.SEED.value)
     with flags.blame("preset"):
         lm = models.SwitchSeq2SeqLM.from_preset(
             flags.PRESET.value, dtype=flags.DTYPE.value
@@ -51,11 +66,22 @@ def main() -> None:
     lm.compile(sampler=_SAMPLER.value, jit_compile=flags.jit_compile())
 
     # Answers.
-    answers = lm.generate(prompts, max_length=_MAX_LENGTH.value)
-    for prompt, answer in zip(prompts, answers, strict=True):
+    numbered = [number_blanks(prompt) for prompt in prompts]
+    try:
+        with flags.blame("prompt"):
+            answers = lm.generate(
+                numbered,
+                max_length=_MAX_LENGTH.value,
+                max_new_tokens=_MAX_NEW_TOKENS.value,
+                seed=flags.SEED.value,
+                truncate=_TRUNCATE.value,
+            )
+    except FloatingPointError as error:
+        raise flags.UsageError(f"--preset: {error}") from error
+    for prompt, text, answer in zip(prompts, numbered, answers, strict=True):
         print(f"prompt: {prompt}\nanswer: {answer.strip()}")
-        if "<extra_id_0>" in prompt:
-            print(f"filled: {blanks.fill_in(prompt, answer)}")
+        if "<extra_id_0>" in text:
+            print(f"filled: {fill_in(text, answer, mark='[{}]')}")
         print()
 
 

@@ -28,6 +28,7 @@ More:
 """
 
 import json
+import math
 import os
 
 import numpy as np
@@ -53,7 +54,6 @@ _LEARNING_RATE = absl_flags.DEFINE_float(
     0.05,
     "Peak rate, relative to the size of each weight (Adafactor). It is kept "
     "during the warm-up, then falls with the square root of the step.",
-    lower_bound=0,
 )
 _WARMUP_STEPS = absl_flags.DEFINE_integer(
     "warmup_steps", 500, "Steps until the rate begins to fall.", lower_bound=1
@@ -70,6 +70,15 @@ _SAMPLES = absl_flags.DEFINE_integer(
 )
 
 
+absl_flags.register_validator("minutes", math.isfinite, "must be finite.")
+absl_flags.register_validator(
+    "learning_rate", lambda rate: 0 < rate < math.inf, "must be above 0."
+)
+absl_flags.register_validator(
+    "balance_loss",
+    lambda weight: weight is None or math.isfinite(weight),
+    "must be finite.",
+)
 absl_flags.register_multi_flags_validator(
     ["minutes", "steps"],
     lambda values: values["minutes"] or values["steps"],
@@ -122,6 +131,7 @@ def main() -> None:
         shuffle=False,  # the pipeline does
         verbose=0,
     ).history
+    _refuse_divergence(model, history)
     _save(model, tokenizer, pipeline, workdir)
     _write_history(history, workdir)
     _show_samples(documents.held_out, workdir)
@@ -199,6 +209,20 @@ def _describe(model, pipeline, documents):
     )
 
 
+def _refuse_divergence(model, history):
+    """Nothing is saved of a model that has lost its numbers."""
+    from keras import ops
+
+    loss = history["loss"][-1]
+    weights = [ops.all(ops.isfinite(w)) for w in model.trainable_variables]
+    if not (math.isfinite(loss) and all(weights)):
+        raise flags.UsageError(
+            f"training diverged within {history['step'][-1]} steps, loss "
+            f"{loss:.4g}; nothing is saved. Try less than "
+            f"--learning_rate={_LEARNING_RATE.value}."
+        )
+
+
 def _save(model, tokenizer, pipeline, workdir):
     from keras_switch import models
 
@@ -212,15 +236,15 @@ def _save(model, tokenizer, pipeline, workdir):
 
 
 def _write_history(history, workdir):
-    from keras_switch import plots
+    from keras_switch import data, plots
 
     history = {
         name: [float(value) for value in values]
         for name, values in history.items()
     }
     content = {"flags": flags.as_dict(), "history": history}
-    with open(os.path.join(workdir, "history.json"), "w") as file:
-        json.dump(content, file, indent=1)
+    with data.atomic_write(os.path.join(workdir, "history.json")) as file:
+        file.write_text(json.dumps(content, indent=1), encoding="utf-8")
     steps = history["step"]
     plots.plot_history(history, os.path.join(workdir, "loss.png"), steps)
     for statistic in ("dropped_fraction", "max_mean_load", "router_entropy"):
@@ -231,11 +255,13 @@ def _write_history(history, workdir):
 
 def _show_samples(documents, workdir):
     """Fills in blanks with the preset as saved, not the model in memory."""
-    from keras_switch import models
+    from keras_switch import data, models
 
     if flags.OBJECTIVE.value != "span_corruption" or not _SAMPLES.value:
         return
-    lm = models.SwitchSeq2SeqLM.from_preset(os.path.join(workdir, "preset"))
+    lm = models.SwitchSeq2SeqLM.from_preset(
+        os.path.join(workdir, "preset"), dtype=flags.DTYPE.value
+    )
     lm.compile(sampler="greedy", jit_compile=flags.jit_compile())
     rng = np.random.default_rng(flags.SEED.value)
     # About as long as the rows it was trained on.
@@ -245,13 +271,16 @@ def _show_samples(documents, workdir):
     texts = rng.permutation(texts)[: _SAMPLES.value].tolist()
     if not texts:
         return
-    samples = [blanks.blank_out(text, rng) for text in texts]
-    answers = lm.generate([sample.prompt for sample in samples])
+    # Three blanks, or as many as short texts have room for.
+    count = min(3, (words - 1) // 2)
+    samples = [blanks.blank_out(text, rng, blanks=count) for text in texts]
+    prompts = [sample.prompt for sample in samples]
+    answers = lm.generate(prompts, truncate=True)
     text = "\n\n".join(
         blanks.describe(*pair) for pair in zip(samples, answers, strict=True)
     )
-    with open(os.path.join(workdir, "samples.txt"), "w") as file:
-        file.write(text + "\n")
+    with data.atomic_write(os.path.join(workdir, "samples.txt")) as file:
+        file.write_text(text + "\n", encoding="utf-8")
     print(f"\nBlanks in held-out text, filled in:\n\n{text}\n")
 
 

@@ -167,7 +167,7 @@ def _fill(dense, sparse, noise, rng):
         if _EXPERTS in path:
             target.assign(_experts(source, target.shape[0], noise, rng))
         else:
-            target.assign(source)
+            target.assign(_own(source))
     _draw_routers(sparse, rng)
 
 
@@ -214,6 +214,12 @@ def _experts(kernel, num_experts, noise, rng):
 def _repeat(value, times):
     """Along a new first axis."""
     return ops.broadcast_to(value, (times, *value.shape))
+
+
+def _own(value):
+    # JAX would let two models hold one array, and a training step of the one
+    # donates it: the other's would be gone.
+    return ops.copy(value)
 
 
 def _draw_routers(sparse, rng):
@@ -305,7 +311,7 @@ def upcycle_optimizer(dense: Any, sparse: Any) -> None:
         if len(target.shape) > len(source.shape):
             target.assign(_repeat(source, target.shape[0]))
         else:
-            target.assign(source)
+            target.assign(_own(source))
 
 
 def _optimizer(name, owner):

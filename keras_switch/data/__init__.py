@@ -25,7 +25,11 @@ from keras_switch.data.pipeline import Pipeline
 from keras_switch.data.spans import replace_spans
 from keras_switch.data.throughput import Throughput, measure_throughput
 from keras_switch.data.tokens import TokenizedCorpus, encode_documents
-from keras_switch.data.vocabulary import train_sentencepiece
+from keras_switch.data.vocabulary import (
+    VOCABULARY_LICENCE,
+    fetch_vocabulary,
+    train_sentencepiece,
+)
 
 __all__ = [
     "LICENCES",
@@ -37,12 +41,14 @@ __all__ = [
     "SpanCorruption",
     "Throughput",
     "TokenizedCorpus",
+    "VOCABULARY_LICENCE",
     "Wheel",
     "atomic_write",
     "cache_directory",
     "clean_documents",
     "demo_corpus",
     "encode_documents",
+    "fetch_vocabulary",
     "fetch_wheel",
     "largest_window",
     "measure_throughput",

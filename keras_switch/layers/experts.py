@@ -9,6 +9,7 @@ from keras_switch.layers import feed_forward
 from keras_switch.ops.grouped_matmul import grouped_matmul
 from keras_switch.ops.indexing import static_size
 from keras_switch.ops.matmul import FEWEST_BUFFER_ROWS
+from keras_switch.ops.row_matmul import matmul_by_row
 
 
 @keras.saving.register_keras_serializable(package="keras_switch")
@@ -78,18 +79,20 @@ class Experts(keras.layers.Layer):
         """Whether kernels are no longer plain float matrices."""
         return self.wo.quantization_mode not in (None, "float8")
 
-    def call(self, x, sizes=None, training=None):
-        parts = [self._apply(wi, x, sizes, training) for wi in self._wi]
-        hidden = feed_forward.activate(self._activation, parts)
-        hidden = self._dropout(hidden, training=training)
-        return self._apply(self.wo, hidden, sizes, training)
-
-    def _apply(self, dense, x, sizes, training):
-        if sizes is None:
+    def call(self, x, sizes=None, expert_index=None, training=None):
+        def apply(dense, x):
+            if sizes is not None:
+                return grouped_matmul(x, sizes, ops.cast(dense.kernel, x.dtype))
+            if expert_index is not None:
+                kernel = ops.cast(dense.kernel, x.dtype)
+                return matmul_by_row(x, expert_index, kernel)
             # In training rows depend on their batch by capacity and dropout.
             return dense(x) if training else _with_enough_rows(dense, x)
-        kernel = ops.cast(dense.kernel, x.dtype)
-        return grouped_matmul(x, sizes, kernel)
+
+        parts = [apply(wi, x) for wi in self._wi]
+        hidden = feed_forward.activate(self._activation, parts)
+        hidden = self._dropout(hidden, training=training)
+        return apply(self.wo, hidden)
 
     def compute_output_shape(self, input_shape: tuple, *_: Any) -> tuple:
         return input_shape

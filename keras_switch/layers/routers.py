@@ -120,10 +120,10 @@ class ExpertChoiceRouter(Router):
 
     Every expert takes the tokens of the group that give it the highest
     probability, as many as its quota `ceil(capacity_factor * tokens / E)`
-    with padding not counted; a token may have any number of experts, also
-    none. Loads are equal by construction, so there is no load-balancing loss
-    by default, and no dropless form: the capacity factor holds in evaluation
-    too.
+    with padding not counted (`min_capacity` does not raise it); a token may
+    have any number of experts, also none. Loads are equal by construction, so
+    there is no load-balancing loss by default, and no dropless form: the
+    capacity factor holds in evaluation too.
 
     A choice among all tokens of a sequence looks at later tokens, so this
     router cannot be used where generation goes left to right; `causal` is

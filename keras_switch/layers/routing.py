@@ -61,8 +61,9 @@ class Router(keras.layers.Layer):
         jitter: float in `(0, 1)`, the paper's 0.01.
         input_dropout: float in `[0, 1)`, rate of `"input_dropout"`.
         temperature: float above 0, divides the logits of `"sample"`.
-        batch_prioritized: bool. The queue goes by descending first gate
-            instead of left to right (V-MoE, arXiv 2106.05974, section 4).
+        batch_prioritized: bool. The queue goes by descending probability of
+            the first choice instead of left to right (V-MoE, arXiv
+            2106.05974, section 4).
         load_balancing_loss_weight: float, the paper's 0.01.
         z_loss_weight: float; 0 as in Switch Transformers (0.001 in ST-MoE).
         importance_loss_weight: float (Shazeer et al. 2017).
@@ -218,7 +219,7 @@ class Router(keras.layers.Layer):
         tokens, choices = ops.shape(probs)[1], expert_index.shape[-1]
         expert_index = _choice_major(expert_index)  # [G, M]
         gate = _choice_major(ops.cast(gate, "float32"))
-        slot_index = self._queue(expert_index, gate, tokens, choices)
+        slot_index = self._queue(expert_index, probs, choices)
         places = ops.tile(ops.arange(tokens, dtype="int32"), (choices,))
         token_index = ops.broadcast_to(
             ops.expand_dims(places, 0), ops.shape(expert_index)
@@ -253,12 +254,15 @@ class Router(keras.layers.Layer):
         noisy = logits / self.temperature - ops.log(-ops.log(uniform))
         return _softmax(noisy)
 
-    def _queue(self, expert_index, gate, tokens, choices):
+    def _queue(self, expert_index, probs, choices):
         if not self.batch_prioritized:
             return queue_positions(expert_index, self.num_experts)
-        # Re-order tokens by their first gate; within a choice the order is
-        # the same for all choices.
-        order = ops.argsort(-gate[:, :tokens], axis=-1)  # stable: ties by place
+        tokens = ops.shape(probs)[1]
+        # Not by the gate, which may be renormalised over a token's choices.
+        # Within a choice the order is the same for all choices.
+        first = ops.expand_dims(expert_index[:, :tokens], -1)
+        priority = gather_probs(probs, first)[:, :, 0]  # [G, S]
+        order = ops.argsort(-priority, axis=-1)  # stable: ties by place
         order = ops.cast(order, "int32")
         inverse = ops.cast(ops.argsort(order, axis=-1), "int32")
         steps = ops.arange(choices, dtype="int32") * tokens
@@ -349,10 +353,10 @@ def gather_probs(probs: Any, expert_index: Any) -> Any:
 
     Args:
         probs: `[G, S, E]`.
-        expert_index: int `[G, S, K]`, each below E.
+        expert_index: int `[G, S, K]`; `E` for none.
 
     Returns:
-        `[G, S, K]`.
+        `[G, S, K]`; 0 for none.
     """
     # A masked sum: exact, and its gradient needs no scatter.
     experts = ops.arange(probs.shape[-1], dtype="int32")

@@ -1,21 +1,29 @@
 """SwitchLayer: group -> route -> dispatch -> experts -> combine."""
 
-from fractions import Fraction
 from typing import Any
 
 import keras
 from keras import ops
 
+from keras_switch.layers.capacity import Capacity, larger, slots_of, smaller
 from keras_switch.layers.dispatch import (
     DroplessDispatch,
     EinsumDispatch,
     GatherDispatch,
+    RowDispatch,
 )
 from keras_switch.layers.experts import Experts
 from keras_switch.layers.feed_forward import get_activation
 from keras_switch.layers.routers import get_router
 from keras_switch.layers.routing import RouterIndices
-from keras_switch.layers.validation import check_choice, check_number
+from keras_switch.layers.validation import (
+    check_choice,
+    check_number,
+    check_rank,
+    checked_mask,
+)
+from keras_switch.ops import row_matmul
+from keras_switch.ops.indexing import static_size
 
 CAPACITY_DISPATCHES = {"einsum": EinsumDispatch, "gather": GatherDispatch}
 DISPATCHES = (*CAPACITY_DISPATCHES, "dropless")
@@ -50,7 +58,10 @@ class SwitchLayer(keras.layers.Layer):
         eval_capacity_factor: `None` for dropless evaluation, or a float above
             0 (the paper's is 2.0), with which an example's output depends on
             the tokens it shares a group with.
-        min_capacity: int, at least 1.
+        min_capacity: int, at least 1; nothing to experts that choose.
+        capacity: `None`, or int, at least 1: slots of an expert in a group,
+            in training and in evaluation, in place of both factors.
+            Checkpoints of `transformers` call it `expert_capacity`.
         group_size: `None` for groups of one sequence; or int, tokens of a
             group taken from the flattened batch.
         activation: a Keras activation, or `"gated-"` and one.
@@ -66,6 +77,7 @@ class SwitchLayer(keras.layers.Layer):
             no capacity and no part in losses and statistics; its output is 0.
         training: bool.
         return_routing: bool, to return the routes too.
+        record: bool, whether to write `routing_stats`. A decode step does not.
 
     Returns:
         `[B, T, D]`; with `return_routing`, also `RouterIndices`. The output of
@@ -97,6 +109,7 @@ class SwitchLayer(keras.layers.Layer):
         capacity_factor: float = 1.25,
         eval_capacity_factor: float | None = None,
         min_capacity: int = 4,
+        capacity: int | None = None,
         group_size: int | None = None,
         activation: str = "relu",
         dropout: float = 0.0,
@@ -112,6 +125,9 @@ class SwitchLayer(keras.layers.Layer):
         if eval_capacity_factor is not None:
             check_number("eval_capacity_factor", eval_capacity_factor, above=0)
         check_number("min_capacity", min_capacity, True, at_least=1)
+        if capacity is not None:
+            check_number("capacity", capacity, True, at_least=1)
+            _check_has_capacity(dispatch)
         if group_size is not None:
             check_number("group_size", group_size, True, at_least=1)
         get_activation(activation)
@@ -125,6 +141,7 @@ class SwitchLayer(keras.layers.Layer):
         self.capacity_factor = capacity_factor
         self.eval_capacity_factor = eval_capacity_factor
         self.min_capacity = min_capacity
+        self.capacity = capacity
         self.group_size = group_size
         self.activation = activation
         self.dropout = dropout
@@ -159,7 +176,7 @@ class SwitchLayer(keras.layers.Layer):
         return self.router.stats
 
     def build(self, x_shape: tuple) -> None:
-        _check_rank(x_shape)
+        check_rank(x_shape)
         if x_shape[-1] is None:
             raise ValueError(
                 "x must have a known last dimension; received shape "
@@ -170,34 +187,41 @@ class SwitchLayer(keras.layers.Layer):
         self.experts.build(x_shape)
         self.built = True
 
-    def call(self, x, padding_mask=None, training=None, return_routing=False):
+    def call(
+        self,
+        x,
+        padding_mask=None,
+        training=None,
+        return_routing=False,
+        record=True,
+    ):
         self._check_input(x.shape)
-        padding_mask = _checked_mask(padding_mask, x)
+        padding_mask = checked_mask(padding_mask, x)
         if 0 in tuple(x.shape):
             return _nothing(x, return_routing)
         tokens, mask = self._group(x, padding_mask)
         tokens, valid, poisoned = _set_aside_poisoned(tokens, mask)
-        capacity, quota = self._capacity(tokens, valid, training)
+        capacity = self.capacity_for(tokens, valid, training)
         routes = self.router(
             tokens,
             valid,
-            capacity=capacity,
-            quota=quota,
+            capacity=capacity.slots,
+            quota=capacity.quota,
             training=training,
-            record=x.shape[1] != 1,  # not in a decode step
+            record=record,
         )
         if self.router.num_choices:
             # Finite tokens whose logits are not.
             lost = ops.isnan(routes.gate[:, : ops.shape(tokens)[1]])
             poisoned = ops.logical_or(poisoned, lost)
-        outputs = self._run(tokens, routes, capacity, training)  # [G, S, D]
+        outputs = self._run(tokens, routes, capacity.slots, training)
         nan = ops.cast(float("nan"), outputs.dtype)
         outputs = ops.where(ops.expand_dims(poisoned, -1), nan, outputs)
         y = self._ungroup(outputs, x)  # [B, T, D]
         return (y, routes) if return_routing else y
 
     def _check_input(self, shape):
-        _check_rank(shape)
+        check_rank(shape)
         if self.built and shape[-1] != self.hidden_dim:
             raise ValueError(
                 f"x must have {self.hidden_dim} as its last dimension, as when "
@@ -206,7 +230,15 @@ class SwitchLayer(keras.layers.Layer):
 
     def _run(self, tokens, routes, capacity, training):
         size, choices = ops.shape(tokens)[1], self.router.num_choices
-        if capacity is None and not self.experts.quantized:
+        dropless = capacity is None and not self.experts.quantized
+        if dropless and static_size(size) == 1 and not training:
+            step = RowDispatch(routes, self.num_experts)
+            if row_matmul.serves(step.expert_index.shape[0], self.num_experts):
+                outputs = self.experts(
+                    step.dispatch(tokens), expert_index=step.expert_index
+                )
+                return step.combine(outputs)
+        if dropless:
             rows = DroplessDispatch(routes, size, self.num_experts, choices)
             outputs = self.experts(
                 rows.dispatch(tokens), sizes=rows.sizes, training=training
@@ -226,7 +258,7 @@ class SwitchLayer(keras.layers.Layer):
         if self.group_size is None:
             return x, padding_mask
         total = batch * length
-        size = _smaller(self.group_size, total)
+        size = larger(smaller(self.group_size, total), 1)
         groups = (total + size - 1) // size
         # The last group is filled up with padding.
         extra = groups * size - total
@@ -248,35 +280,49 @@ class SwitchLayer(keras.layers.Layer):
         flat = ops.reshape(outputs, (groups * size, width))
         return ops.reshape(flat[: batch * length], (batch, length, width))
 
-    def _capacity(self, tokens, valid, training):
-        """Slots of an expert, or `None`; and, where experts choose, how many
-        of them an expert may fill in each group (int32 `[G]`)."""
+    def capacity_for(self, tokens: Any, valid: Any, training: Any) -> Capacity:
+        """The room of each expert for groups of tokens.
+
+        Args:
+            tokens: `[G, S, D]`.
+            valid: bool `[G, S]`, true for those that take part.
+            training: bool.
+
+        Returns:
+            A `Capacity`.
+        """
         dropless = self.dispatch == "dropless"
         factor = self.capacity_factor
         if not training:
-            dropless = dropless or self.eval_capacity_factor is None
+            factors = (self.eval_capacity_factor, self.capacity)
+            dropless = dropless or factors == (None, None)
             factor = self.eval_capacity_factor or factor
+        size = ops.shape(tokens)[1]
         if self.router.num_choices:
-            if dropless:
-                return None, None
-            return self._slots(factor, ops.shape(tokens)[1]), None
-        real = ops.sum(ops.cast(valid, "int32"), axis=-1)  # [G]
+            return Capacity(
+                None if dropless else self._slots(factor, size), None
+            )
         # By the tokens that are there, so that padding changes nothing.
-        quota = self._slots(factor, real)
-        return self._slots(factor, ops.shape(tokens)[1]), quota
+        real = ops.sum(ops.cast(valid, "int32"), axis=-1)  # [G]
+        return Capacity(self._slots(factor, size), self._slots(factor, real))
 
     def _slots(self, factor, tokens):
-        # In whole numbers, so that a length known only at run time gives the
-        # same capacity as one known now.
-        ratio = Fraction(factor).limit_denominator(1000) / self.num_experts
-        slots = -(-tokens * ratio.numerator // ratio.denominator)
-        return _smaller(_larger(slots, self.min_capacity), tokens)
+        if self.capacity is not None:
+            return smaller(self.capacity, tokens)
+        # Where experts choose, their quota is the factor's and no more.
+        at_least = self.min_capacity if self.router.num_choices else 1
+        return slots_of(tokens, self.num_experts, factor, at_least)
 
     def compute_output_spec(
-        self, x, padding_mask=None, training=None, return_routing=False
+        self,
+        x,
+        padding_mask=None,
+        training=None,
+        return_routing=False,
+        record=True,
     ):
         self._check_input(x.shape)
-        _checked_mask(padding_mask, x)
+        checked_mask(padding_mask, x)
         y = keras.KerasTensor(x.shape, dtype=self.compute_dtype)
         if not return_routing:
             return y
@@ -293,6 +339,7 @@ class SwitchLayer(keras.layers.Layer):
             "capacity_factor",
             "eval_capacity_factor",
             "min_capacity",
+            "capacity",
             "group_size",
             "activation",
             "dropout",
@@ -305,6 +352,14 @@ class SwitchLayer(keras.layers.Layer):
         return super().get_config() | config | {"router": router}
 
 
+def _check_has_capacity(dispatch: str) -> None:
+    if dispatch == "dropless":
+        raise ValueError(
+            "capacity must be None with dispatch='dropless', which has none; "
+            "received both."
+        )
+
+
 def _nothing(x: Any, return_routing: bool) -> Any:
     """What comes out of an empty batch: nothing, and no edge."""
     if not return_routing:
@@ -312,37 +367,6 @@ def _nothing(x: Any, return_routing: bool) -> Any:
     index = ops.zeros((x.shape[0], 0), dtype="int32")
     gate = ops.zeros((x.shape[0], 0), dtype="float32")
     return x, RouterIndices(index, index, index, gate)
-
-
-def _check_rank(shape: tuple) -> None:
-    if len(shape) != 3:
-        raise ValueError(
-            "x must be of rank 3, [batch, length, hidden]; received shape "
-            f"{tuple(shape)}."
-        )
-
-
-def _checked_mask(padding_mask: Any, x: Any) -> Any:
-    """The mask as bool `[B, T]`; all true where none is given."""
-    if padding_mask is None:
-        if isinstance(x, keras.KerasTensor):
-            return None
-        return ops.ones(ops.shape(x)[:2], dtype="bool")
-    if not isinstance(padding_mask, keras.KerasTensor):
-        padding_mask = ops.convert_to_tensor(padding_mask)
-    given, wanted = tuple(padding_mask.shape), tuple(x.shape[:2])
-    agree = len(given) == 2 and all(
-        g == w or g is None or w is None
-        for g, w in zip(given, wanted, strict=True)
-    )
-    if not agree:
-        raise ValueError(
-            "padding_mask must have the shape of x without its last dimension,"
-            f" {wanted}; received shape {given}."
-        )
-    if isinstance(padding_mask, keras.KerasTensor):
-        return padding_mask
-    return ops.cast(padding_mask, "bool")
 
 
 def _set_aside_poisoned(tokens: Any, mask: Any) -> tuple[Any, Any, Any]:
@@ -359,16 +383,3 @@ def _set_aside_poisoned(tokens: Any, mask: Any) -> tuple[Any, Any, Any]:
     zero = ops.zeros((), dtype=tokens.dtype)
     tokens = ops.where(ops.expand_dims(valid, -1), tokens, zero)
     return tokens, valid, ops.logical_and(mask, ops.logical_not(finite))
-
-
-def _smaller(a: Any, b: Any) -> Any:
-    """The minimum, an int where both are."""
-    if isinstance(a, int) and isinstance(b, int):
-        return min(a, b)
-    return ops.minimum(a, b)
-
-
-def _larger(a: Any, b: Any) -> Any:
-    if isinstance(a, int) and isinstance(b, int):
-        return max(a, b)
-    return ops.maximum(a, b)

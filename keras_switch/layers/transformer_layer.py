@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_switch.layers.attention import Attention, segment_mask
 from keras_switch.layers.normalization import RMSNorm
+from keras_switch.layers.validation import check_causal
 
 
 @keras.saving.register_keras_serializable(package="keras_switch")
@@ -18,7 +19,8 @@ class TransformerLayer(keras.layers.Layer):
     there is one, then `x += feed_forward(norm(x))`. Whether the block is
     sparse or dense is the business of `feed_forward` alone: a `SwitchLayer`, a
     `FeedForward` or any layer from `[B, T, D]` to `[B, T, D]`. It is given
-    `padding_mask` if its `call` takes one.
+    `padding_mask` if its `call` takes one, and `record=False` with a cache if
+    it takes that.
 
     The causal mask of a decoder is not made here: it comes with
     `position_bias`, from `RelativePositionBias(bidirectional=False)`.
@@ -28,6 +30,7 @@ class TransformerLayer(keras.layers.Layer):
         num_heads: Number of attention heads, `N`.
         key_value_dim: Width of a head, `H`.
         cross_attention: Whether the block also attends to `encoder_output`.
+            It is then a decoder's, and refuses a router that is not causal.
         dropout: Dropout rate of the attention weights and of every branch
             before it is added to the residual.
         layer_norm_epsilon: Epsilon of the norms.
@@ -80,6 +83,9 @@ class TransformerLayer(keras.layers.Layer):
                 "feed_forward must be a keras.layers.Layer; received "
                 f"feed_forward={feed_forward!r}."
             )
+        if cross_attention:
+            router = getattr(feed_forward, "router", None)
+            check_causal("router", router)
         self.num_heads = num_heads
         self.key_value_dim = key_value_dim
         self.cross_attention = cross_attention
@@ -87,8 +93,8 @@ class TransformerLayer(keras.layers.Layer):
         self.layer_norm_epsilon = layer_norm_epsilon
         self.init_scale = init_scale
         self.feed_forward = feed_forward
-        call_arguments = inspect.signature(feed_forward.call).parameters
-        self._masks_feed_forward = "padding_mask" in call_arguments
+        taken = inspect.signature(feed_forward.call).parameters
+        self._feed_forward_takes = frozenset(taken)
         # The position bias stays float32; `call` casts what is to be cast.
         self.autocast = False
         self._make_layers()
@@ -162,7 +168,7 @@ class TransformerLayer(keras.layers.Layer):
             )
             y, cross_cache = y if cache is not None else (y, None)
             x = self._add(x, y, training)
-        y = self._call_feed_forward(x, padding_mask, training)
+        y = self._call_feed_forward(x, padding_mask, cache, training)
         x = self._add(x, y, training)
         return x if cache is None else (x, (self_cache, cross_cache))
 
@@ -179,13 +185,16 @@ class TransformerLayer(keras.layers.Layer):
                 "encoder_output=None, cache=None."
             )
 
-    def _call_feed_forward(self, x, padding_mask, training):
+    def _call_feed_forward(self, x, padding_mask, cache, training):
+        # Statistics are those of training and evaluation, not of decoding.
+        offered = {"padding_mask": padding_mask, "record": cache is None}
+        arguments = {
+            name: value
+            for name, value in offered.items()
+            if name in self._feed_forward_takes
+        }
         y = self.feed_forward_norm(x)
-        if not self._masks_feed_forward:
-            return self.feed_forward(y, training=training)
-        return self.feed_forward(
-            y, padding_mask=padding_mask, training=training
-        )
+        return self.feed_forward(y, training=training, **arguments)
 
     def _add(self, x, y, training):
         x = x + self.dropout_layer(y, training=training)

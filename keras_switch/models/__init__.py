@@ -1,5 +1,6 @@
 """Models after KerasHub's conventions; the only place that imports it."""
 
+from keras_switch.models.beam_sampler import BeamSampler as BeamSampler
 from keras_switch.models.switch_backbone import SwitchBackbone as SwitchBackbone
 from keras_switch.models.switch_seq_2_seq_lm import (
     SwitchSeq2SeqLM as SwitchSeq2SeqLM,

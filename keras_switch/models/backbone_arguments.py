@@ -1,10 +1,13 @@
 """What the arguments of `SwitchBackbone` may be, and what they mean."""
 
+import random
 from collections.abc import Collection, Mapping
 from typing import Any
 
 import keras
 
+from keras_switch.layers import validation
+from keras_switch.layers.switch_layer import SwitchLayer
 from keras_switch.layers.validation import check_number
 
 _SIZES = (
@@ -17,13 +20,27 @@ _SIZES = (
     "relative_attention_num_buckets",
     "relative_attention_max_distance",
 )
+# Those that a sparse layer takes as they are.
+_OF_LAYERS = (
+    "intermediate_dim",
+    "dispatch",
+    "capacity_factor",
+    "eval_capacity_factor",
+    "min_capacity",
+    "capacity",
+    "group_size",
+    "activation",
+    "dropout",
+    "expert_dropout",
+    "init_scale",
+)
+# Stands for a number of experts that is not given: any router has room.
+_MANY_EXPERTS = 2**16
 
 
 def check_arguments(arguments: Mapping[str, Any]) -> None:
-    """Refuses arguments that describe no model.
-
-    What concerns one layer alone (`router`, `capacity_factor`, ...) is left to
-    the layer.
+    """Refuses arguments that describe no model, whether a layer uses them or
+    not.
 
     Args:
         arguments: All arguments of `SwitchBackbone`, by name.
@@ -40,6 +57,30 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     if any(sparse_stacks(arguments)):
         name = "num_experts"
         check_number(name, arguments[name], whole=True, at_least=1)
+    state = random.getstate()  # layers draw seeds from it
+    try:
+        _check_layers(arguments)
+    finally:
+        random.setstate(state)
+
+
+def _check_layers(arguments):
+    """Has a sparse layer of each stack check what is its own.
+
+    Nothing is allocated before a layer is built.
+    """
+    experts = arguments["num_experts"]
+    decoder_router = arguments["decoder_router"] or arguments["router"]
+    routers = (arguments["router"], decoder_router)
+    for router in routers:
+        layer = SwitchLayer(
+            _MANY_EXPERTS if experts is None else experts,
+            router=router,
+            name="feed_forward",
+            **{name: arguments[name] for name in _OF_LAYERS},
+        )
+    if sparse_stacks(arguments)[1]:
+        validation.check_causal("decoder_router", layer.router)
 
 
 def _check_heads(arguments):
@@ -111,13 +152,8 @@ def check_causal(stack: str, router: Any) -> None:
         stack: `"encoder"` or `"decoder"`.
         router: The `Router` of a sparse layer of that stack.
     """
-    if stack == "decoder" and not router.causal:
-        raise ValueError(
-            "decoder_router must be causal: where experts choose tokens, an "
-            "earlier token's expert depends on later tokens, which do not "
-            'exist yet in generation. Pass decoder_router="switch"; received '
-            f"{type(router).__name__}."
-        )
+    if stack == "decoder":
+        validation.check_causal("decoder_router", router)
 
 
 def plain(value: Any) -> Any:

@@ -18,7 +18,13 @@ from keras_switch.models.backbone_arguments import (
     plain,
     sparse_stacks,
 )
-from keras_switch.models.presets import PresetListing, resolve_preset
+from keras_switch.models.presets import (
+    LAYOUTS,
+    PresetListing,
+    find_layout,
+    resolve_preset,
+    settle_dtype,
+)
 
 
 @keras.saving.register_keras_serializable(package="keras_switch")
@@ -57,6 +63,7 @@ class SwitchBackbone(keras_hub.models.Backbone):
             dropless: cached decoding then equals a full pass, and a row does
             not depend on the rest of its batch.
         min_capacity: See `SwitchLayer`.
+        capacity: See `SwitchLayer`.
         group_size: Tokens that compete for capacity; `None`: one sequence.
         activation: `"relu"` and so on, or `"gated-gelu"` and so on.
         dropout: Dropout rate, also of the experts unless `expert_dropout`.
@@ -130,6 +137,7 @@ class SwitchBackbone(keras_hub.models.Backbone):
         capacity_factor: float = 1.25,
         eval_capacity_factor: float | None = None,
         min_capacity: int = 4,
+        capacity: int | None = None,
         group_size: int | None = None,
         activation: str = "relu",
         dropout: float = 0.1,
@@ -329,6 +337,7 @@ class SwitchBackbone(keras_hub.models.Backbone):
             capacity_factor=self.capacity_factor,
             eval_capacity_factor=self.eval_capacity_factor,
             min_capacity=self.min_capacity,
+            capacity=self.capacity,
             group_size=self.group_size,
             activation=self.activation,
             dropout=self.dropout,
@@ -352,16 +361,23 @@ class SwitchBackbone(keras_hub.models.Backbone):
 
         Args:
             preset: A short name (see `SwitchBackbone.presets`), a folder that
-                `save_to_preset` wrote, or a handle that KerasHub knows.
-            load_weights: Whether to load weights. Presets of this package
-                carry none: pass `False`.
+                `save_to_preset` wrote, a KerasHub handle, or a folder or
+                `hf://` handle in the layout of `transformers`.
+            load_weights: Whether to load them; this package's have none.
             **kwargs: Arguments of the backbone to override.
 
         Returns:
             A `SwitchBackbone`.
         """
-        preset = resolve_preset(preset, load_weights)
-        return super().from_preset(preset, load_weights, **kwargs)
+        if (found := find_layout(preset)) is not None:
+            return found[0].load_backbone(found[1], load_weights, **kwargs)
+        folder = resolve_preset(preset, load_weights)
+        settle_dtype(folder, kwargs)
+        return super().from_preset(folder, load_weights, **kwargs)
+
+    def export_to_transformers(self, path: str) -> None:
+        """Writes a new folder that `transformers` loads."""
+        LAYOUTS["hf://"].export(self, path)
 
 
 # Names of the arguments that make up a config.

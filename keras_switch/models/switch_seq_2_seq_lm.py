@@ -8,8 +8,19 @@ from keras import ops
 
 from keras_switch.layers.switch_layer import SwitchLayer
 from keras_switch.layers.validation import check_choice, check_number
+from keras_switch.models import generation
 from keras_switch.models.backbone_arguments import check_known
-from keras_switch.models.presets import PresetListing, has_file, resolve_preset
+from keras_switch.models.decoding import decode
+from keras_switch.models.fill_mask import fill_blanks
+from keras_switch.models.generation_inputs import check_request, read_inputs
+from keras_switch.models.presets import (
+    LAYOUTS,
+    PresetListing,
+    find_layout,
+    has_file,
+    resolve_preset,
+    settle_dtype,
+)
 from keras_switch.models.routing_metrics import RoutingMetrics
 from keras_switch.models.switch_backbone import SwitchBackbone
 from keras_switch.models.switch_seq_2_seq_lm_preprocessor import (
@@ -205,35 +216,71 @@ class SwitchSeq2SeqLM(keras_hub.models.Seq2SeqLM):
         max_length: int | None = None,
         stop_token_ids: Any = "auto",
         strip_prompt: bool = False,
+        *,
+        max_new_tokens: int | None = None,
+        seed: int | None = None,
+        truncate: bool = False,
+        max_cache_bytes: int = 2**32,
     ) -> Any:
         """Generates text, or token ids where there is no preprocessor.
 
+        Calls of different sizes share what is compiled: rows and lengths are
+        padded up to a power of two (from 128 on to a multiple of 128), and
+        results cut back. A row does not depend on the rest of its batch,
+        unless experts have a capacity in evaluation; then rows and inputs are
+        not padded. Several threads may call it; they take turns.
+
         Args:
             inputs: A string, a batch of strings, or a dict of them with
-                `encoder_text` and `decoder_text`, the prompt. Without
-                preprocessor, a dict of the model's four inputs.
+                `encoder_text` and, optionally, `decoder_text`, the prompt.
+                Without preprocessor, a dict of the model's four inputs, whose
+                `decoder_padding_mask` marks the prompt. Or a `tf.data.Dataset`
+                of batches of these. An empty batch gives an empty result.
             max_length: Length of the decoder's sequence, start and prompt
-                counted; by default the preprocessor's.
+                counted; by default the preprocessor's, or that of the arrays.
             stop_token_ids: Ids that end a sequence, or `None`; `"auto"` is the
                 tokenizer's `</s>`.
             strip_prompt: Whether to leave the prompt out of the result.
+            max_new_tokens: Most tokens behind the prompt, instead of
+                `max_length`.
+            seed: Makes samplers draw the same each time, whatever was drawn
+                before; what a row draws depends on its place in the batch and
+                on the padded size of it. By default a sampler goes on from its
+                own state.
+            truncate: Whether to cut texts and prompts that are too long for
+                the preprocessor's lengths (or `max_length`), or to refuse
+                them.
+            max_cache_bytes: Refuse what would take more memory than this (4
+                GiB) for cached keys and values, by an estimate.
 
         Returns:
             A string or a list of them; without preprocessor, a dict of
-            `decoder_token_ids` and `decoder_padding_mask`, `[B, T]`.
+            `decoder_token_ids` and `decoder_padding_mask`, `[B, T]`. What
+            follows a stop token is left out; masked ids are 0.
+
+        Raises:
+            ValueError: if an argument is not as above; nothing has been run.
+            FloatingPointError: if logits were NaN or infinite.
         """
-        if max_length is not None:
-            check_number("max_length", max_length, whole=True, at_least=1)
-        if isinstance(inputs, dict):
-            inputs = dict(inputs)  # The base class writes into it.
-        whole = self.make_generate_function()
-        if strip_prompt:
-            # The base class looks for keys that only decoders have.
-            self.generate_function = _without_prompt(whole)
-        try:
-            return super().generate(inputs, max_length, stop_token_ids)
-        finally:
-            self.generate_function = whole
+        request = check_request(
+            self,
+            stop_token_ids=stop_token_ids,
+            seed=seed,
+            max_cache_bytes=max_cache_bytes,
+            max_length=max_length,
+            max_new_tokens=max_new_tokens,
+            strip_prompt=strip_prompt,
+            truncate=truncate,
+        )
+        batches, is_scalar = read_inputs(inputs, self)
+        outputs = [
+            generation.generate_batch(self, batch, request, part)
+            for part, batch in enumerate(batches)
+        ]
+        if self.preprocessor is None:
+            return generation.join(outputs)
+        texts = [text for batch in outputs for text in batch]
+        return texts[0] if is_scalar else texts
 
     def generate_step(self, inputs: dict, stop_token_ids: Any = None) -> dict:
         """Generates from tokens; compiled by `make_generate_function`.
@@ -244,74 +291,34 @@ class SwitchSeq2SeqLM(keras_hub.models.Seq2SeqLM):
             stop_token_ids: Ids that end a sequence, or `None`.
 
         Returns:
-            A dict: `decoder_token_ids`, int `[B, T]`, and
-            `decoder_padding_mask`, bool `[B, T]`, true up to the stop token.
+            A dict of `[B, T]`: `decoder_token_ids`, int; and two masks, bool:
+            `decoder_padding_mask`, true up to the stop token, and
+            `decoder_finite_mask`, false from where logits were not finite.
         """
-        token_ids = inputs["decoder_token_ids"]
-        prompt_mask = ops.cast(inputs["decoder_padding_mask"], "bool")
-        hidden_states, cache = self._read_prompt(inputs)
-        lengths = ops.sum(ops.cast(prompt_mask, "int32"), axis=-1)
-        token_ids = self.sampler(
-            next=self._next_token,
-            prompt=token_ids,
-            cache=cache,
-            # The start token is there, whatever the mask says.
-            index=ops.maximum(ops.min(lengths), 1),
-            mask=prompt_mask,
-            stop_token_ids=stop_token_ids,
-            hidden_states=hidden_states,
-            model=self,
-        )
-        mask = _generated_mask(token_ids, prompt_mask, stop_token_ids)
-        return {"decoder_token_ids": token_ids, "decoder_padding_mask": mask}
+        return decode(self, inputs, stop_token_ids)
 
-    def _read_prompt(self, inputs):
-        """Fills the caches with the encoder's output and the prompt."""
-        encoder_ids = inputs["encoder_token_ids"]
-        decoder_ids = inputs["decoder_token_ids"]
-        # One segment each: whatever the ids, the prompt may see the input.
-        encoder_mask, decoder_mask = (
-            ops.cast(ops.cast(inputs[name], "bool"), "int32")
-            for name in ("encoder_padding_mask", "decoder_padding_mask")
-        )
-        encoder_output = self.backbone.call_encoder(encoder_ids, encoder_mask)
-        hidden_states, caches = self.backbone.call_decoder(
-            decoder_ids,
-            padding_mask=decoder_mask,
-            encoder_output=encoder_output,
-            encoder_padding_mask=encoder_mask,
-            caches=self._empty_caches(encoder_ids, decoder_ids),
-            cache_update_index=0,
-        )
-        # All that the loop reads travels in it: samplers copy it for beams.
-        return hidden_states, (caches, encoder_mask)
+    def fill_mask(
+        self, texts: Any, missing: str = "...", **kwargs: Any
+    ) -> str | list[str]:
+        """Fills in the blanks of texts, `<extra_id_0>` and so on.
 
-    def _next_token(self, prompt, cache, index):
-        """Reads the token before `index`; returns logits, state and cache."""
-        caches, encoder_mask = cache
-        batch_size = ops.shape(prompt)[0]
-        token_ids = ops.slice(prompt, [0, index - 1], [batch_size, 1])
-        hidden_states, caches = self.backbone.call_decoder(
-            token_ids,
-            encoder_padding_mask=encoder_mask,
-            caches=caches,
-            cache_update_index=index - 1,
-        )
-        logits = self._logits(hidden_states)  # [B, 1, V]
-        cache = (caches, encoder_mask)
-        return logits[:, 0], hidden_states[:, 0], cache
+        Blanks are numbered from 0 in the order they stand in, as in training,
+        whatever their numbers were: the same one twice is two blanks.
 
-    def _empty_caches(self, encoder_ids, decoder_ids):
-        backbone = self.backbone
-        batch_size, encoder_length = ops.shape(encoder_ids)
-        heads = (backbone.num_heads, backbone.key_value_dim)
-        return [
-            tuple(
-                ops.zeros((batch_size, 2, length, *heads), self.compute_dtype)
-                for length in (ops.shape(decoder_ids)[1], encoder_length)
-            )
-            for _ in range(backbone.num_decoder_layers)
-        ]
+        Args:
+            texts: A string or a batch of strings. One without blanks comes
+                back as it is.
+            missing: Stands where the model has nothing for a blank.
+            **kwargs: Arguments of `generate`.
+
+        Returns:
+            A string or a list of them.
+
+        Raises:
+            ValueError: if there is no preprocessor, or a text has more blanks
+                than the tokenizer has sentinels; or as `generate`.
+        """
+        return fill_blanks(self, texts, missing, **kwargs)
 
     def _logits(self, hidden_states):
         if self.backbone.tie_embedding_weights:
@@ -328,19 +335,43 @@ class SwitchSeq2SeqLM(keras_hub.models.Seq2SeqLM):
 
         Args:
             preset: A short name (see `SwitchSeq2SeqLM.presets`), a folder that
-                `save_to_preset` wrote, or a handle that KerasHub knows.
+                `save_to_preset` wrote, a handle that KerasHub knows, or a
+                folder or `hf://` handle in the layout of `transformers`.
             load_weights: Whether to load weights. Presets of this package
                 carry none: pass `False`.
-            **kwargs: `dtype`, or arguments of the model to override. A preset
-                without a tokenizer makes a model with `preprocessor=None`.
+            **kwargs: `dtype`, or arguments of the model to override; in the
+                layout of `transformers`, arguments of the backbone too. A
+                preset without a tokenizer makes a model with
+                `preprocessor=None`.
 
         Returns:
             A `SwitchSeq2SeqLM`.
         """
+        found = find_layout(preset)
+        if found is not None:
+            return cls._from_layout(*found, load_weights, **kwargs)
         folder = resolve_preset(preset, load_weights)
+        settle_dtype(folder, kwargs)
         if not has_file(folder, "tokenizer.json"):
             kwargs.setdefault("preprocessor", None)
         return super().from_preset(folder, load_weights, **kwargs)
+
+    def export_to_transformers(self, path: str) -> None:
+        """Writes a folder that `transformers` loads: `keras_switch.convert`.
+
+        Args:
+            path: A folder that does not exist yet, or is empty.
+        """
+        LAYOUTS["hf://"].export(self, path)
+
+    @classmethod
+    def _from_layout(cls, layout, folder, load_weights, **kwargs):
+        own = {k: kwargs.pop(k) for k in ("name", "trainable") if k in kwargs}
+        if "preprocessor" in kwargs:
+            own["preprocessor"] = kwargs.pop("preprocessor")
+        elif layout.has_tokenizer(folder):
+            own["preprocessor"] = cls.preprocessor_cls.from_preset(folder)
+        return cls(layout.load_backbone(folder, load_weights, **kwargs), **own)
 
 
 _ROUTING_METRICS = ("layers", "mean", None)
@@ -357,26 +388,3 @@ def _mean(values, weights):
         return ops.mean(values)
     weights = ops.cast(weights, values.dtype)
     return ops.sum(values * weights) / ops.maximum(ops.sum(weights), 1e-7)
-
-
-def _without_prompt(generate_function):
-    def generate(inputs, stop_token_ids=None):
-        outputs = generate_function(inputs, stop_token_ids=stop_token_ids)
-        prompt = ops.cast(inputs["decoder_padding_mask"], "bool")
-        mask = ops.cast(outputs["decoder_padding_mask"], "bool")
-        mask = ops.logical_and(mask, ops.logical_not(prompt))
-        return {**outputs, "decoder_padding_mask": mask}
-
-    return generate
-
-
-def _generated_mask(token_ids, prompt_mask, stop_token_ids):
-    """True up to the first stop token that is not of the prompt."""
-    if stop_token_ids is None:
-        return ops.ones_like(token_ids, dtype="bool")
-    stops = ops.zeros_like(token_ids, dtype="bool")
-    for stop_token_id in stop_token_ids:
-        stops = ops.logical_or(stops, token_ids == stop_token_id)
-    stops = ops.logical_and(stops, ops.logical_not(prompt_mask))
-    stops = ops.cast(stops, "int32")
-    return ops.cumsum(stops, axis=-1) - stops == 0

@@ -7,7 +7,11 @@ import keras_hub
 import numpy as np
 from keras import ops
 
-from keras_switch.models.presets import PresetListing, resolve_preset
+from keras_switch.models.presets import (
+    PresetListing,
+    find_layout,
+    resolve_preset,
+)
 from keras_switch.models.switch_backbone import SwitchBackbone
 from keras_switch.models.switch_tokenizer import SwitchTokenizer
 
@@ -80,6 +84,60 @@ class SwitchSeq2SeqLMPreprocessor(keras_hub.models.T5Seq2SeqLMPreprocessor):
         if getattr(self.tokenizer, "proto", None) is not None:
             super().build(None)
 
+    def generate_preprocess(
+        self,
+        x: Any,
+        *,
+        encoder_sequence_length: int | None = None,
+        decoder_sequence_length: int | None = None,
+        sequence_length: int | None = None,
+        truncate: bool = True,
+    ) -> dict:
+        """Packs strings for generation; see the base class.
+
+        Args:
+            x: A string, a batch of strings, or a dict with `encoder_text` and
+                `decoder_text`.
+            encoder_sequence_length: `S`; by default the layer's.
+            decoder_sequence_length: `T`; by default the layer's.
+            sequence_length: Another name of `decoder_sequence_length`.
+            truncate: Whether to cut longer texts, or to refuse them.
+
+        Returns:
+            A dict of the backbone's four inputs, `[B, S]` and `[B, T]`.
+
+        Raises:
+            ValueError: naming the text that is too long.
+        """
+        lengths = {
+            "encoder_text": encoder_sequence_length
+            or self.encoder_sequence_length,
+            "decoder_text": decoder_sequence_length
+            or sequence_length
+            or self.decoder_sequence_length,
+        }
+        if not truncate:
+            texts = x if isinstance(x, dict) else {"encoder_text": x}
+            for name, text in texts.items():
+                self._check_length(name, text, lengths[name])
+        return super().generate_preprocess(
+            x,
+            encoder_sequence_length=lengths["encoder_text"],
+            decoder_sequence_length=lengths["decoder_text"],
+        )
+
+    def _check_length(self, name, texts, longest):
+        texts = [texts] if isinstance(texts, str | bytes) else list(texts)
+        # Each row has one special token: </s> behind a text, <pad> before a
+        # prompt.
+        tokens = [len(ids) + 1 for ids in self.tokenizer(texts)]
+        for row, count in enumerate(tokens):
+            if count > longest:
+                raise ValueError(
+                    f"{name} must have at most {longest} tokens; received "
+                    f"{count} in row {row}. truncate=True cuts longer ones."
+                )
+
     def generate_postprocess(self, x: dict) -> Any:
         """Strings of generated ids, without padding and special tokens.
 
@@ -116,6 +174,16 @@ class SwitchSeq2SeqLMPreprocessor(keras_hub.models.T5Seq2SeqLMPreprocessor):
         Args:
             preset: As in `SwitchBackbone.from_preset`; it must hold a
                 tokenizer.
-            **kwargs: Arguments to override.
+            **kwargs: Arguments to override. Folders in the layout of
+                `transformers` know no lengths: 512 and 128, if not given.
         """
+        found = find_layout(preset)
+        if found is not None:
+            layout, folder = found
+            lengths = {
+                "encoder_sequence_length": 512,
+                "decoder_sequence_length": 128,
+            }
+            tokenizer = cls.tokenizer_cls.from_preset(folder)
+            return cls(tokenizer, **{**lengths, **kwargs})
         return super().from_preset(resolve_preset(preset), *args, **kwargs)

@@ -107,10 +107,13 @@ def test_one_changed_expert_is_noticed(router):
     dense = dense_lm()
     sparse = upcycle(dense, 2, router=normalised(router))
     kernel = layers(sparse)[-1].feed_forward.experts.wo.kernel
-    value = ops.convert_to_numpy(kernel).copy()
-    value[1] *= 1.5
-    kernel.assign(value)
-    assert np.abs(logits(sparse) - logits(dense)).max() > 1e-2
+    value, changes = ops.convert_to_numpy(kernel), []
+    for expert in range(2):  # one of them may have no token
+        changed = value.copy()
+        changed[expert] *= 1.5
+        kernel.assign(changed)
+        changes.append(np.abs(logits(sparse) - logits(dense)).max())
+    assert max(changes) > 1e-2
 
 
 def test_too_little_capacity_in_training_is_noticed():

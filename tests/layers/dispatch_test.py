@@ -122,3 +122,71 @@ def test_what_a_lost_edge_carries_is_nothing(kind):
     rows = CAPACITY[kind](edges, 2, 2, 1, 1)
     y = rows.combine(rows.dispatch(ops.ones((1, 2, D), "float32")))
     assert (bridge.numpy(y) == 0).all()
+
+
+def overflowing(rng):
+    """Two choices of four tokens, capacity 2; what is not finite in slots.
+
+    Token 0 has plus and minus infinity, token 1 minus infinity and a number,
+    token 2 NaN and a number; token 3 has nothing to do with them.
+    """
+    edges = routes(
+        [[0, 1, 2, 3, 0, 1, 2, 3]],
+        [[0, 0, 1, 1, 2, 3, 3, 2]],
+        [[0, 1, 0, 1, 0, 0, 1, 1]],
+        [rng.random(8) + 0.1],
+    )
+    outputs = rng.normal(size=(1, 4, 2, D)).astype("float32")
+    outputs[0, 0, 0, 0] = outputs[0, 0, 0, 1] = np.inf
+    outputs[0, 2, 0, 0] = -np.inf
+    outputs[0, 0, 1, 2] = -np.inf
+    outputs[0, 1, 0, 1] = np.nan
+    return edges, outputs
+
+
+@pytest.mark.parametrize("kind", CAPACITY)
+def test_what_overflows_reaches_its_own_token_only(kind, rng):
+    edges, outputs = overflowing(rng)
+    rows = CAPACITY[kind](edges, 4, 4, 2, 2)
+    y = bridge.numpy(rows.combine(ops.convert_to_tensor(outputs)))[0]
+    gate = bridge.numpy(edges.gate)[0]
+    token, expert, slot = (bridge.numpy(field)[0] for field in edges[:3])
+    wanted = np.zeros((4, D), "float32")
+    with np.errstate(invalid="ignore"):  # infinity minus infinity
+        for m in range(8):
+            wanted[token[m]] += gate[m] * outputs[0, expert[m], slot[m]]
+    assert np.isnan(wanted).sum() == 2 and np.isinf(wanted).sum() == 2
+    np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", CAPACITY)
+def test_what_overflows_where_experts_choose(kind):
+    """Token 1 has no expert, token 2 has two."""
+    edges = routes([[0, 2, 2, 0]], [[0, 0, 1, 2]], [[0, 1, 0, 1]], [[1.0] * 4])
+    rows = CAPACITY[kind](edges, 3, 2, 2, None)
+    outputs = np.array([[[[1.0], [np.inf]], [[2.0], [np.nan]]]], "float32")
+    y = bridge.numpy(rows.combine(ops.convert_to_tensor(outputs)))
+    np.testing.assert_array_equal(y, [[[1.0], [0.0], [np.inf]]])
+
+
+@pytest.mark.parametrize("choices", [1, 2])
+def test_rows_of_a_decode_step(choices, rng):
+    """Equal to the dropless dispatch, whatever a lost edge carries."""
+    groups, experts = 5, 3
+    token, expert, slot, gate = random_routes(rng, groups, 1, experts, choices)
+    gate[expert == experts] = np.inf
+    edges = routes(token, expert, slot, gate)
+    x = rng.normal(size=(groups, 1, D)).astype("float32")
+    step = dispatch.RowDispatch(edges, experts)
+    mine = bridge.numpy(step.expert_index)
+    np.testing.assert_array_equal(mine, expert.reshape(-1))
+    sent = bridge.numpy(step.dispatch(ops.convert_to_tensor(x)))
+    np.testing.assert_array_equal(sent, np.repeat(x[:, 0], choices, 0))
+    # What `matmul_by_row` gives: nothing for a row of no expert.
+    factor = np.where(mine < experts, mine + 1, 0)[:, None].astype("float32")
+    y = bridge.numpy(step.combine(ops.convert_to_tensor(sent * factor)))
+    wanted = np.zeros(x.shape)
+    for g, m in np.argwhere(expert < experts):
+        wanted[g, 0] += gate[g, m] * (expert[g, m] + 1) * x[g, 0]
+    assert (expert == experts).any()
+    np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=1e-6)

@@ -6,129 +6,11 @@ that it fails when the layer has the fault it is there for.
 """
 
 import dataclasses
-from typing import NamedTuple
 
 import numpy as np
 
-import keras_switch
 from tests import bridge, reference
-
-D, F = 4, 8  # F = 2 D, so that an expert can be the identity
-
-
-class Config(NamedTuple):
-    """A shape: few of them, because each is compiled once on JAX."""
-
-    batch: int
-    length: int
-    num_experts: int
-    capacity: int
-    dispatch: str
-
-
-CONFIGS = [
-    Config(2, 8, 4, 1, "gather"),
-    Config(2, 8, 4, 2, "gather"),
-    Config(2, 8, 4, 2, "einsum"),
-    Config(2, 8, 4, 8, "gather"),
-    Config(2, 8, 1, 2, "gather"),
-    Config(2, 3, 4, 1, "gather"),
-]
-REGIMES = ["normal", "ties", "one expert", "tiny", "large"]
-MASKS = ["none", "right", "left", "holes", "all"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    config: Config
-    router: str  # "switch" or "top_k"
-    regime: str
-    mask: str
-    seed: int
-
-    @property
-    def k(self):
-        return min(2, self.config.num_experts) if self.router == "top_k" else 1
-
-    def tokens(self, offset=0):
-        rng = np.random.default_rng(self.seed + offset)
-        x = rng.normal(size=(self.config.batch, self.config.length, D))
-        if self.regime == "one expert":
-            x = np.abs(x)
-        return x.astype("float32")
-
-    def kernel(self):
-        experts = self.config.num_experts
-        rng = np.random.default_rng(self.seed + 1)
-        kernel = rng.normal(size=(D, experts))
-        if self.regime == "ties":
-            kernel = np.zeros((D, experts))
-        elif self.regime == "one expert":
-            kernel[:, rng.integers(experts)] += 5
-        # Not so large that a probability underflows: that would be a tie.
-        scale = {"tiny": 1e-2, "large": 4.0}.get(self.regime, 1.0)
-        return (scale * kernel).astype("float32")
-
-    def padding_mask(self):
-        shape = self.config.batch, self.config.length
-        rng = np.random.default_rng(self.seed + 2)
-        places = np.arange(shape[1])
-        lengths = rng.integers(0, shape[1] + 1, size=(shape[0], 1))
-        return {
-            "none": np.ones(shape, bool),
-            "right": places < lengths,
-            "left": places >= lengths,
-            "holes": rng.random(shape) < 0.6,
-            "all": np.zeros(shape, bool),
-        }[self.mask].astype("int32")
-
-
-_layers = {}
-
-
-def make(case, dispatch=None, capacity=None, exploration="argmax"):
-    """The real layer, made once for a configuration, with the case's kernel."""
-    config = case.config
-    dispatch = dispatch or config.dispatch
-    capacity = capacity or config.capacity
-    key = config, case.k, case.router, dispatch, capacity, exploration
-    if key not in _layers:
-        spec = reference.Spec(
-            config.num_experts,
-            router=case.router,
-            k=case.k,
-            dispatch=dispatch,
-            capacity_factor=1e-3,
-            min_capacity=capacity,
-            load_balancing_loss_weight=1.0,
-            z_loss_weight=1.0,
-        )
-        router = bridge.make_router(spec, exploration=exploration, jitter=0.5)
-        _layers[key] = bridge.make_layer(spec, D, F, router=router)
-    layer = _layers[key]
-    layer.router.kernel.assign(case.kernel())
-    bridge.fill_experts(layer)
-    return layer
-
-
-class Run(NamedTuple):
-    y: np.ndarray
-    routes: keras_switch.RouterIndices
-    losses: tuple
-    statistics: dict
-
-
-def run(layer, x, mask, training=True):
-    y, routes = layer(
-        x, padding_mask=mask, training=training, return_routing=True
-    )
-    stats = bridge.numpy(layer.routing_stats.value).tolist()
-    return Run(
-        bridge.numpy(y),
-        bridge.routes_to_numpy(routes),
-        tuple(float(bridge.numpy(loss)) for loss in layer.losses),
-        dict(zip(layer.routing_stats.names, stats, strict=False)),
-    )
+from tests.layers.cases import Config, make, run
 
 
 def probabilities(case, x):
@@ -141,10 +23,37 @@ def wanted_experts(case, x):
     return np.argsort(-probabilities(case, x), -1, kind="stable")[..., : case.k]
 
 
+def wanted_gates(case, x):
+    """[B, T, E] of plain NumPy: the gate of a token with each expert."""
+    probs = probabilities(case, x)
+    if case.experts_choose:
+        return probs
+    gates = np.zeros(probs.shape)
+    wanted = wanted_experts(case, x)
+    for at in np.ndindex(wanted.shape[:2]):
+        gates[at][wanted[at]] = probs[at][wanted[at]]
+        if case.k > 1:
+            gates[at] /= gates[at].sum()
+    return gates
+
+
+def used_edges(case, routes):
+    """[G, M] which edges want a slot."""
+    return routes.expert_index < case.config.num_experts
+
+
 def kept_edges(case, routes):
-    """[G, M] which edges got a slot."""
-    wanted = routes.expert_index < case.config.num_experts
-    return wanted & (routes.slot_index < case.config.capacity)
+    """[G, M] which edges got one."""
+    fits = routes.slot_index < case.config.capacity
+    return used_edges(case, routes) & fits
+
+
+def has_expert(case, routes):
+    """[B, T] which tokens have an edge that was kept."""
+    found = np.zeros((case.config.batch, case.config.length), bool)
+    for g, m in np.argwhere(kept_edges(case, routes)):
+        found[g, routes.token_index[g, m]] = True
+    return found
 
 
 def close(got, wanted, tolerance=1e-5):
@@ -174,15 +83,14 @@ def kept_is_the_load_or_the_capacity(case):
     kept = kept_edges(case, result.routes)
     for g in range(case.config.batch):
         for e in range(case.config.num_experts):
-            load = (wanted[g, mask[g] == 1] == e).sum()
+            # Experts that choose would take every token.
+            load = mask[g].sum()
+            if not case.experts_choose:
+                load = (wanted[g, mask[g] == 1] == e).sum()
             got = (kept[g] & (result.routes.expert_index[g] == e)).sum()
             assert got == min(load, case.config.capacity)
-    has_output = (np.abs(result.y) > 0).any(-1).sum()
-    keepers = {
-        (g, m % case.config.length)
-        for g, m in zip(*kept.nonzero(), strict=True)
-    }
-    assert has_output == len(keepers)
+    has_output = (np.abs(result.y) > 0).any(-1)
+    np.testing.assert_array_equal(has_output, has_expert(case, result.routes))
 
 
 def identity_experts_return_gate_times_x(case):
@@ -191,24 +99,18 @@ def identity_experts_return_gate_times_x(case):
     layer = make(case)
     bridge.make_identity(layer)
     result = run(layer, x, mask)
-    probs, wanted = probabilities(case, x), wanted_experts(case, x)
-    kept = kept_edges(case, result.routes).reshape(
-        case.config.batch, case.k, case.config.length
-    )
-    for g, t in np.ndindex(mask.shape):
-        p = probs[g, t, wanted[g, t]]
-        gates = p / p.sum() if case.k > 1 else p
-        total = (gates * kept[g, :, t]).sum()
-        close(result.y[g, t], total * x[g, t])
+    gates = wanted_gates(case, x)
+    total = np.zeros(mask.shape)
+    for g, m in np.argwhere(kept_edges(case, result.routes)):
+        token, expert = (field[g, m] for field in result.routes[:2])
+        total[g, token] += gates[g, token, expert]
+    close(result.y, total[..., None] * x)
 
 
 def dropped_and_padding_rows_are_zero(case):
     x, mask = case.tokens(), case.padding_mask()
     result = run(make(case), x, mask)
-    kept = kept_edges(case, result.routes).reshape(
-        case.config.batch, case.k, case.config.length
-    )
-    nothing = ~kept.any(1) | (mask == 0)
+    nothing = ~has_expert(case, result.routes) | (mask == 0)
     assert (result.y[nothing] == 0).all()
 
 
@@ -221,6 +123,8 @@ def dispatches_agree(case):
 
 
 def room_for_all_is_dropless(case):
+    if case.experts_choose:  # there is no dropless form
+        return
     x, mask = case.tokens(), case.padding_mask()
     roomy = run(make(case, capacity=case.config.length), x, mask)
     close(roomy.y, run(make(case, "dropless"), x, mask).y)
@@ -230,8 +134,13 @@ def room_for_all_is_dropless(case):
 def ties_go_to_the_lowest_index(case):
     case = dataclasses.replace(case, regime="ties")
     routes = run(make(case), case.tokens(), case.padding_mask()).routes
-    experts = routes.expert_index.reshape(case.config.batch, case.k, -1)
     real = case.padding_mask() == 1
+    if case.experts_choose:
+        for g, m in np.argwhere(used_edges(case, routes)):
+            first = np.flatnonzero(real[g])
+            assert routes.token_index[g, m] == first[routes.slot_index[g, m]]
+        return
+    experts = routes.expert_index.reshape(case.config.batch, case.k, -1)
     for choice in range(case.k):
         assert (experts[:, choice][real] == choice).all()
 
@@ -239,11 +148,19 @@ def ties_go_to_the_lowest_index(case):
 def moving_tokens_moves_outputs(case):
     """Without drops the order of tokens is nothing to the layer."""
     x, mask = case.tokens(), case.padding_mask()
+    if case.experts_choose and _tokens_tie(case, x):
+        return
     layer = make(case, exploration="input_jitter")
     y = run(layer, x, mask, training=False).y
     order = np.random.default_rng(case.seed).permutation(case.config.length)
     moved = run(layer, x[:, order], mask[:, order], training=False).y
     close(moved, y[:, order])
+
+
+def _tokens_tie(case, x):
+    """Whether an expert may find two tokens of a row equally good."""
+    ranked = np.sort(probabilities(case, x), axis=1)
+    return (np.diff(ranked, axis=1) < 1e-6).any()
 
 
 def renaming_experts_changes_nothing(case):
@@ -311,11 +228,13 @@ def gates_are_exact(case):
     """To 1e-5 of float64: half precision would miss by 1e-3."""
     x, mask = case.tokens(), case.padding_mask()
     routes = run(make(case), x, mask).routes
-    probs, wanted = probabilities(case, x), wanted_experts(case, x)
-    gates = routes.gate.reshape(case.config.batch, case.k, -1)
-    for g, t in zip(*mask.nonzero(), strict=True):
-        p = probs[g, t, wanted[g, t]]
-        close(gates[g, :, t], p / p.sum() if case.k > 1 else p)
+    gates, wanted = wanted_gates(case, x), wanted_experts(case, x)
+    for g, m in np.argwhere(used_edges(case, routes)):
+        token, expert, _, gate = (field[g, m] for field in routes)
+        close(gate, gates[g, token, expert])
+        assert mask[g, token]
+        if not case.experts_choose:
+            assert expert == wanted[g, token, m // case.config.length]
 
 
 def losses_are_over_real_tokens(case):
@@ -340,13 +259,16 @@ def evaluation_is_quiet_and_finite(case):
 
 
 def drops_are_counted(case):
-    if case.config.length == 1:
-        return
-    result = run(make(case), case.tokens(), case.padding_mask())
-    wanted = (result.routes.expert_index < case.config.num_experts).sum()
+    """Of edges; where experts choose, of tokens."""
+    mask = case.padding_mask()
+    result = run(make(case), case.tokens(), mask)
+    wanted = used_edges(case, result.routes).sum()
     kept = kept_edges(case, result.routes).sum()
+    if case.experts_choose:
+        wanted, kept = mask.sum(), has_expert(case, result.routes).sum()
     dropped = result.statistics["dropped_fraction"]
     close(dropped, (wanted - kept) / max(wanted, 1))
+    assert result.statistics["tokens"] == mask.sum()
 
 
 def a_bad_token_is_alone(case):

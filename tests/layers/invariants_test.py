@@ -7,14 +7,14 @@ from keras import ops
 
 from keras_switch import losses
 from keras_switch.layers import dispatch, routers, routing, switch_layer
-from tests.layers import invariants
+from tests.layers import cases, invariants
 
 CASES = st.builds(
-    invariants.Case,
-    config=st.sampled_from(invariants.CONFIGS),
-    router=st.sampled_from(["switch", "top_k"]),
-    regime=st.sampled_from(invariants.REGIMES),
-    mask=st.sampled_from(invariants.MASKS),
+    cases.Case,
+    config=st.sampled_from(cases.CONFIGS),
+    router=st.sampled_from(cases.ROUTERS),
+    regime=st.sampled_from(cases.REGIMES),
+    mask=st.sampled_from(cases.MASKS),
     seed=st.integers(0, 2**16),
 )
 
@@ -169,9 +169,9 @@ def dropped_tokens_pass_through(patch):
 def last_token_first(patch):
     queue = routing.Router._queue
 
-    def mutant(self, expert_index, gate, tokens, choices):
+    def mutant(self, expert_index, probs, choices):
         flipped = ops.flip(expert_index, axis=1)
-        return ops.flip(queue(self, flipped, gate, tokens, choices), axis=1)
+        return ops.flip(queue(self, flipped, probs, choices), axis=1)
 
     patch.setattr(routing.Router, "_queue", mutant)
 
@@ -211,6 +211,24 @@ def balance_loss_counts_padding(patch):
 def z_loss_counts_padding(patch):
     loss = losses.router_z_loss
     patch.setattr(losses, "router_z_loss", lambda v, mask=None: loss(v))
+
+
+def experts_choose_padding(patch):
+    route = routers.ExpertChoiceRouter.route
+
+    def mutant(self, probs, scores, valid, *rest):
+        return route(self, probs, scores, ops.ones_like(valid), *rest)
+
+    patch.setattr(routers.ExpertChoiceRouter, "route", mutant)
+
+
+def one_token_is_not_counted(patch):
+    call = switch_layer.SwitchLayer.call
+
+    def mutant(self, x, **kwargs):
+        return call(self, x, record=x.shape[1] != 1, **kwargs)
+
+    patch.setattr(switch_layer.SwitchLayer, "call", mutant)
 
 
 def drops_over_all_edges(patch):
@@ -287,6 +305,12 @@ KILLED_BY = {
     dropped_edges_share_the_last_slot: ["dispatches_agree"],
     balance_loss_counts_padding: ["losses_are_over_real_tokens"],
     z_loss_counts_padding: ["losses_are_over_real_tokens"],
+    experts_choose_padding: [
+        "kept_is_the_load_or_the_capacity",
+        "gates_are_exact",
+        "what_padding_holds_is_nothing",
+    ],
+    one_token_is_not_counted: ["drops_are_counted"],
     drops_over_all_edges: ["drops_are_counted"],
     dropless_forgets_the_gate: ["room_for_all_is_dropless"],
     router_with_a_bias: [

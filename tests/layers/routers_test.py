@@ -23,6 +23,17 @@ def test_top_k_by_hand():
     )
 
 
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_batch_prioritized_ranks_by_the_first_probability(k):
+    """Not by its gate: of two, .40 and .20 make the larger one, 2/3."""
+    router = quiet(keras_switch.TopKRouter, k=k, batch_prioritized=True)
+    router = build(router, 4, 4, np.eye(4))
+    # The surer token comes second, so that its place does not help it.
+    tokens = np.log([[[0.40, 0.20, 0.20, 0.20], [0.60, 0.35, 0.03, 0.02]]])
+    routes = call(router, tokens)
+    np.testing.assert_array_equal(routes.slot_index[:, :2], [[1, 0]])
+
+
 @pytest.mark.parametrize("k", [2, 3])
 def test_random_policy_keeps_in_proportion(k):
     """min(1, gate / threshold) in training, always in evaluation."""

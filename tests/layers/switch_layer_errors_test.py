@@ -11,11 +11,18 @@ GOOD = {"num_experts": 4, "intermediate_dim": 5}
 
 @pytest.mark.parametrize("value", [0, -1, 2.0, 2.5, True, "4", None])
 @pytest.mark.parametrize(
-    "name", ["num_experts", "intermediate_dim", "min_capacity", "group_size"]
+    "name",
+    [
+        "num_experts",
+        "intermediate_dim",
+        "min_capacity",
+        "capacity",
+        "group_size",
+    ],
 )
 def test_sizes_are_positive_integers(name, value):
-    if name == "group_size" and value is None:
-        pytest.skip("None is one group per sequence")
+    if name in ("capacity", "group_size") and value is None:
+        pytest.skip("None is a default with a meaning")
     with pytest.raises((ValueError, TypeError), match=name) as error:
         keras_switch.SwitchLayer(**{**GOOD, name: value})
     assert str(value) in str(error.value)
@@ -133,6 +140,11 @@ def test_experts_that_choose_are_never_dropless():
         keras_switch.SwitchLayer(
             **GOOD, router="expert_choice", dispatch="dropless"
         )
+
+
+def test_a_capacity_needs_a_dispatch_that_has_one():
+    with pytest.raises(ValueError, match="capacity must be None.*'dropless'"):
+        keras_switch.SwitchLayer(**GOOD, capacity=2, dispatch="dropless")
 
 
 def test_a_built_router_is_refused():

@@ -132,6 +132,31 @@ def test_unknown_batch_and_length(group_size, router, dispatch, rng):
     model.fit([value, real], value, verbose=0)
 
 
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="has no unknown shapes")
+@pytest.mark.parametrize("shape", [(0, 5), (2, 0), (2, 1), (2, 5)])
+@pytest.mark.parametrize("group_size", [None, 8])
+@pytest.mark.parametrize("router,dispatch", PAIRS)
+def test_a_graph_for_every_shape(router, dispatch, group_size, shape, rng):
+    """Also for an empty batch, which only the running graph can tell."""
+    import tensorflow as tf
+
+    spec = reference.Spec(
+        E, router=router, k=2, dispatch=dispatch, group_size=group_size
+    )
+    layer = bridge.make_layer(spec, D, F)
+    signature = [tf.TensorSpec((None, None, D))]
+    x = rng.normal(size=(*shape, D)).astype("float32")
+    for training in (True, False):
+        run = tf.function(
+            lambda x, training=training: layer(x, training=training),
+            input_signature=signature,
+            autograph=False,
+        )
+        spec.training = training
+        wanted = bridge.run_oracle(spec, layer, x).y
+        np.testing.assert_allclose(run(x), wanted, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("router,edges", [("switch", 1), ("top_k", 2)])
 def test_return_routing_and_its_spec(router, edges):
     layer = keras_switch.SwitchLayer(E, F, router=router)
@@ -224,6 +249,7 @@ OPTIONS = {
     "capacity_factor": 1.5,
     "eval_capacity_factor": 2.0,
     "min_capacity": 2,
+    "capacity": 3,
     "group_size": 16,
     "activation": "gated-gelu",
     "dropout": 0.1,

@@ -107,6 +107,64 @@ def test_evaluation_equals_oracle(router, dispatch, eval_capacity_factor, rng):
     assert drops == (can_drop or router == "expert_choice")
 
 
+@pytest.mark.parametrize("group_size", [None, 5])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("capacity", [1, 2])
+@pytest.mark.parametrize("dispatch", ["einsum", "gather"])
+@pytest.mark.parametrize("router", ROUTERS)
+def test_capacity_in_slots_equals_oracle(
+    router, dispatch, capacity, training, group_size, rng
+):
+    """In place of both factors, which would leave room for all."""
+    kwargs = {"eval_capacity_factor": 8.0, "group_size": group_size}
+    spec, layer = make(
+        router,
+        "roomy",
+        dispatch,
+        capacity=capacity,
+        training=training,
+        **kwargs,
+    )
+    x = rng.normal(size=(B, T, D)).astype("float32")
+    y, routes = layer(
+        x, padding_mask=MASK, training=training, return_routing=True
+    )
+    wanted = bridge.run_oracle(spec, layer, x, MASK)
+    np.testing.assert_allclose(bridge.numpy(y), wanted.y, rtol=1e-5, atol=1e-5)
+    bridge.assert_edges_equal(routes, wanted.edges, E)
+    bridge.assert_statistics_equal(layer, wanted)
+    drops = wanted.statistics["dropped_fraction"] > 0
+    assert drops or router == "expert_choice"
+    per_expert = [
+        sum(edge.kept and edge.expert == e for edge in group)
+        for group in wanted.edges
+        for e in range(E)
+    ]
+    assert max(per_expert) == capacity
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_experts_that_choose_take_their_quota_and_no_more(training, rng):
+    """`ceil(factor * tokens / E)`, however few that is: no `min_capacity`."""
+    spec = reference.Spec(
+        E, "expert_choice", capacity_factor=1.0, training=training
+    )
+    layer = bridge.make_layer(spec, dim=D)
+    x = rng.normal(size=(B, T, D)).astype("float32")
+    _, routes = layer(
+        x, padding_mask=MASK, training=training, return_routing=True
+    )
+    taken = (bridge.numpy(routes.expert_index) < E).sum(-1)
+    # Rows of 8, 5 and 5 tokens.
+    np.testing.assert_array_equal(taken, [E * 2, E * 2, E * 2])
+    x = x[:, :4]  # rows of 4, 4 and 3
+    _, routes = layer(
+        x, padding_mask=MASK[:, :4], training=training, return_routing=True
+    )
+    taken = (bridge.numpy(routes.expert_index) < E).sum(-1)
+    np.testing.assert_array_equal(taken, [E, E, E])
+
+
 @pytest.mark.parametrize(
     "shape,training",
     [((2, 3), True), ((2, 3), False), ((1, 1), False), ((9, 1), False)],

@@ -97,6 +97,31 @@ def test_cached_steps_equal_one_pass(x, rng):
         np.testing.assert_allclose(y[:, 0], whole[:, t], atol=1e-5)
 
 
+def test_statistics_are_not_those_of_decoding(x, rng):
+    """A step, or a prompt, leaves them; a sequence of one token does not."""
+    layer = sparse()
+    position_bias = RelativePositionBias(2, bidirectional=False)
+    statistics = layer.feed_forward.routing_stats
+    layer(x)
+    before = ops.convert_to_numpy(statistics.value)
+    assert before[-1] == 10
+    cache = (ops.zeros((2, 2, 5, 2, 3)), None)
+    for step in (x[:, :3], x[:, 3:4]):
+        layer(
+            step,
+            position_bias=position_bias(step, cache[0][:, 0], offset=0),
+            cache=cache,
+            cache_update_index=0,
+        )
+        np.testing.assert_array_equal(
+            ops.convert_to_numpy(statistics.value), before
+        )
+    for training in (True, False):
+        layer(x[:, : 1 + training], training=training)
+        tokens = ops.convert_to_numpy(statistics.value)[-1]
+        assert tokens == 2 * (1 + training)
+
+
 def test_any_layer_serves_as_feed_forward(x):
     layer = TransformerLayer(keras.layers.Dense(HIDDEN), 2, 3)
     assert ops.convert_to_numpy(layer(x, training=True)).shape == x.shape
@@ -160,6 +185,13 @@ def test_encoder_output_and_cross_attention_go_together(x):
         dense(cross_attention=True)(x)
     with pytest.raises(ValueError, match="received encoder_output with"):
         dense()(x, encoder_output=x)
+
+
+def test_a_decoder_refuses_experts_that_choose():
+    feed_forward = SwitchLayer(4, 16, router="expert_choice")
+    with pytest.raises(ValueError, match="router must be causal in a"):
+        TransformerLayer(feed_forward, 2, 3, cross_attention=True)
+    TransformerLayer(feed_forward, 2, 3)
 
 
 def test_a_feed_forward_must_be_a_layer():

@@ -1,10 +1,83 @@
+import random
+
 import pytest
 
+from keras_switch.layers import SwitchRouter, TopKRouter
 from keras_switch.models.backbone_arguments import (
+    check_arguments,
     check_known,
     plain,
     sparse_stacks,
 )
+from tests.models import tiny
+
+DENSE = {"encoder_sparse_step": 0, "decoder_sparse_step": 0}
+WRONG = [
+    ("router", "bogus"),
+    ("decoder_router", "bogus"),
+    ("router", SwitchRouter(num_experts=8)),
+    ("dispatch", "zzz"),
+    ("capacity_factor", -1),
+    ("capacity_factor", None),
+    ("eval_capacity_factor", 0.0),
+    ("min_capacity", 0),
+    ("capacity", 0),
+    ("capacity", 1.5),
+    ("group_size", 0),
+    ("activation", "zzz"),
+    ("expert_dropout", 3),
+    ("num_experts", -1),
+    ("num_experts", 0),
+]
+
+
+@pytest.mark.parametrize("stacks", [DENSE, {}], ids=["dense", "sparse"])
+@pytest.mark.parametrize("name, value", WRONG)
+def test_arguments_of_layers_are_refused_without_such_layers(
+    name, value, stacks
+):
+    with pytest.raises(ValueError, match=name.removeprefix("decoder_")):
+        tiny.backbone(**stacks, **{name: value})
+
+
+def test_more_choices_than_experts():
+    with pytest.raises(ValueError, match="k must be at most num_experts"):
+        tiny.backbone(**DENSE, router=TopKRouter(k=9))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"capacity": 2, "dispatch": "dropless"},
+        {"router": "expert_choice", "dispatch": "dropless"},
+    ],
+)
+def test_arguments_that_exclude_each_other(arguments):
+    with pytest.raises(ValueError, match="dropless"):
+        tiny.backbone(**DENSE, **arguments)
+
+
+def test_a_decoder_router_must_be_causal():
+    with pytest.raises(ValueError, match="decoder_router must be causal"):
+        tiny.backbone(router="expert_choice")
+    with pytest.raises(ValueError, match="decoder_router must be causal"):
+        tiny.backbone(decoder_router="expert_choice")
+    tiny.backbone(router="expert_choice", decoder_sparse_step=0)
+
+
+@pytest.mark.parametrize("router", ["switch", "top_k", TopKRouter(k=9)])
+def test_a_dense_model_needs_no_number_of_experts(router):
+    backbone = tiny.backbone(**DENSE, num_experts=None, router=router)
+    assert backbone.get_config()["num_experts"] is None
+
+
+def test_a_check_draws_no_random_number():
+    config = tiny.backbone().get_config()
+    state = random.getstate()
+    check_arguments(config)
+    with pytest.raises(ValueError, match="capacity_factor"):
+        check_arguments({**config, "capacity_factor": 0})
+    assert random.getstate() == state
 
 
 def stacks(encoder, decoder=0, layers=12):

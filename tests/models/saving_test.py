@@ -175,3 +175,13 @@ def test_all_works_without_tensorflow(preset):
     if keras.backend.backend() == "tensorflow":
         pytest.skip("TensorFlow is the backend")
     read(preset, keras.backend.backend(), without_tensorflow=True)
+
+
+@pytest.mark.parametrize("dtype", ["mixed_float16", "mixed_bfloat16"])
+def test_a_mixed_policy_loads_in_the_default_one(tmp_path, dtype):
+    tiny.lm(dtype=dtype).save_to_preset(tmp_path)
+    for cls in (SwitchSeq2SeqLM, SwitchBackbone):
+        again = cls.from_preset(str(tmp_path))
+        assert again.dtype_policy.name == keras.config.dtype_policy().name
+    again = SwitchBackbone.from_preset(str(tmp_path), dtype=dtype)
+    assert again.dtype_policy.name == dtype

@@ -51,6 +51,30 @@ def test_what_generation_is_given(preprocessor):
     assert x["encoder_token_ids"].shape == (2, 8)
 
 
+def test_texts_that_are_too_long_are_cut_or_refused(preprocessor):
+    text = "the earth is round, and the moon"
+    count = len(preprocessor.tokenizer(text)) + 1
+    cut = numpy(preprocessor.generate_preprocess(["the", text]))
+    assert cut["encoder_padding_mask"][1].all()
+    with pytest.raises(
+        ValueError,
+        match=f"encoder_text must .* 8 tokens; received {count} in row 1",
+    ):
+        preprocessor.generate_preprocess(["the", text], truncate=False)
+    with pytest.raises(ValueError, match=f"{count} in row 0"):
+        preprocessor.generate_preprocess(text, truncate=False)
+    both = {"encoder_text": ["the"], "decoder_text": [text]}
+    with pytest.raises(ValueError, match="decoder_text must .* most 6 tokens"):
+        preprocessor.generate_preprocess(both, truncate=False)
+    # Longest lengths that fit are not refused.
+    preprocessor.generate_preprocess(
+        {"encoder_text": [text], "decoder_text": [text]},
+        encoder_sequence_length=count,
+        sequence_length=count,
+        truncate=False,
+    )
+
+
 def test_what_comes_back_from_generation(preprocessor):
     the = [int(i) for i in preprocessor.tokenizer("the")]
     ids = np.array([[0, 149, *the, 1, 5, 5, 5]])[:, : len(the) + 4]

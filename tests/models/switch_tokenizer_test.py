@@ -1,7 +1,11 @@
+import copy
+
 import keras
 import keras_hub
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from keras_switch.models import SwitchTokenizer
 from tests.models import tiny
@@ -63,16 +67,99 @@ def test_a_sentinel_takes_the_space_before_it(model_type):
         assert ids_of(tokenizer, text) == wanted
 
 
-def test_a_sentinel_may_stand_inside_a_word(tokenizer):
-    whole = ids_of(tokenizer, "do<extra_id_3>g")
-    assert whole[-2] == 146
-    assert tokenizer.id_to_token(whole[-1]) == "g"
+@pytest.mark.parametrize("model_type", ["unigram", "bpe", "char"])
+def test_text_around_a_sentinel_is_encoded_by_itself(model_type):
+    tokenizer = SwitchTokenizer(proto=tiny.proto(model_type))
+    top = tokenizer.vocabulary_size()
+    parts = "do", "g <extra_id_", "."
+    for between in ("<extra_id_3>", " <extra_id_3>", " <extra_id_3>  "):
+        wanted = [ids_of(tokenizer, part) for part in parts]
+        wanted = [*wanted[0], top - 4, *wanted[1], top - 4, *wanted[2]]
+        assert ids_of(tokenizer, between.join(parts)) == wanted
 
 
-def test_control_tokens_in_text_are_not_control_tokens(tokenizer):
-    ids = ids_of(tokenizer, "dog </s> <pad> dog")
-    assert not {0, 1} & set(ids)
+@pytest.mark.parametrize("model_type", ["unigram", "bpe", "char", "word"])
+def test_control_tokens_in_text_are_text(model_type):
+    tokenizer = SwitchTokenizer(proto=tiny.proto(model_type, 41))
+    for text in ("dog </s> <pad> dog", "</s>", "<pad>", "dog</s>", "x<pad>"):
+        assert not {0, 1} & set(ids_of(tokenizer, text))
     assert sorted(tokenizer.special_token_ids) == [0, 1]
+
+
+@given(text=st.text())
+@settings(max_examples=200, deadline=None, derandomize=True)
+def test_no_text_has_a_control_token(tokenizer, text):
+    assert not {0, 1} & set(ids_of(tokenizer, text))
+
+
+def test_control_tokens_in_text_where_asked_for():
+    tokenizer = SwitchTokenizer(
+        proto=tiny.proto(), special_tokens_in_strings=True
+    )
+    dog, sentinel = ids_of(tokenizer, "dog"), 149
+    wanted = [*dog, 1, 0, *dog, 2, sentinel]
+    text = "dog</s> <pad>dog <unk><extra_id_0>"
+    assert ids_of(tokenizer, text) == wanted
+    assert tokenizer([text, ""]) == [wanted, []]
+    again = SwitchTokenizer.from_config(tokenizer.get_config())
+    again.set_proto(tiny.proto())
+    assert ids_of(again, text) == wanted
+
+
+def test_control_tokens_without_sentinels():
+    tokenizer = SwitchTokenizer(
+        proto=tiny.proto(), extra_ids=0, special_tokens_in_strings=True
+    )
+    assert ids_of(tokenizer, "</s>") == [1]
+    assert len(ids_of(tokenizer, "<extra_id_0>")) > 1
+
+
+@pytest.mark.parametrize("value", [0, None, "yes"])
+def test_special_tokens_in_strings_is_a_flag(value):
+    with pytest.raises(ValueError, match="must be True or False; received"):
+        SwitchTokenizer(proto=tiny.proto(), special_tokens_in_strings=value)
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [b"dog \xff", "dog \ud800", "\udfff", [b"dog", b"\xc3"], ["dog", "\ud800"]],
+)
+def test_what_is_not_utf_8_is_refused(tokenizer, inputs):
+    for call in (tokenizer, tokenizer.tokenize):
+        with pytest.raises(ValueError, match="inputs must be text that UTF-8"):
+            call(inputs)
+
+
+def test_bytes_and_arrays_serve_as_well(tokenizer):
+    ids = ids_of(tokenizer, BLANKS)
+    assert ids_of(tokenizer, BLANKS.encode()) == ids
+    assert tokenizer([BLANKS.encode()]) == [ids]
+    assert tokenizer(np.array([BLANKS, ""])) == [ids, []]
+
+
+def test_full_width_letters_are_no_sentinel(tokenizer):
+    # They are normalised to the letters of one.
+    wide = "".join(chr(ord(c) + 0xFEE0) for c in "<extra")
+    assert max(ids_of(tokenizer, f"{wide}_id_0>")) < 50
+
+
+def test_ends_stand_around_the_whole_text():
+    tokenizer = SwitchTokenizer(proto=tiny.proto(), add_eos=True)
+    plain = SwitchTokenizer(proto=tiny.proto())
+    for text in (BLANKS, "", "<extra_id_0>"):
+        assert ids_of(tokenizer, text) == [*ids_of(plain, text), 1]
+    assert tokenizer.get_config()["add_eos"] is True
+    with pytest.raises(ValueError, match="add_bos must be False for a proto"):
+        SwitchTokenizer(proto=tiny.proto(), add_bos=True)
+
+
+def test_pieces_instead_of_ids():
+    tokenizer = SwitchTokenizer(proto=tiny.proto(), dtype="string")
+    assert tokenizer("the<extra_id_4>dog ") == [
+        *SwitchTokenizer(proto=tiny.proto(), dtype="string")("the"),
+        "<extra_id_4>",
+        *SwitchTokenizer(proto=tiny.proto(), dtype="string")("dog"),
+    ]
 
 
 def test_ids_beyond_the_vocabulary_are_unknown(tokenizer):
@@ -82,6 +169,12 @@ def test_ids_beyond_the_vocabulary_are_unknown(tokenizer):
     assert tokenizer.detokenize([249]) == unknown
     assert tokenizer.detokenize([[149, 151]]) == [f"<extra_id_0>{unknown}"]
     assert tokenizer.detokenize(np.array([10**6])) == unknown
+
+
+@pytest.mark.parametrize("ids", [[-1], [[3, -7]], np.array([-1])])
+def test_negative_ids_are_refused(tokenizer, ids):
+    with pytest.raises(ValueError, match="ids must be at least 0; received -"):
+        tokenizer.detokenize(ids)
 
 
 def test_batches_and_dense_output():
@@ -101,6 +194,7 @@ def test_a_path_serves_as_well_as_bytes(tmp_path):
     path = tmp_path / "mine.spm"
     path.write_bytes(tiny.proto())
     assert SwitchTokenizer(proto=str(path)).vocabulary_size() == 150
+    assert SwitchTokenizer(proto=path).vocabulary_size() == 150
 
 
 def test_other_numbers_of_sentinels():
@@ -130,15 +224,42 @@ def test_preset_round_trip_through_keras_hub(tokenizer, tmp_path):
         assert ids_of(again, BLANKS) == ids_of(tokenizer, BLANKS)
 
 
-def test_a_data_pipeline_of_tensorflow_gives_the_same_ids():
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"special_tokens_in_strings": True},
+        {"extra_ids": 0},
+        {"extra_ids": 3, "add_eos": True},
+        {"sequence_length": 6},
+    ],
+)
+def test_a_data_pipeline_of_tensorflow_gives_the_same_ids(arguments):
     tf = pytest.importorskip("tensorflow")
     # Not the shared one: its TensorFlow op does not survive the seeding
     # before each test, which clears TensorFlow's kernels.
+    tokenizer = SwitchTokenizer(proto=tiny.proto(), **arguments)
+    texts = [BLANKS, "do<extra_id_3>g", "the </s> earth", "", " <unk><pad>"]
+    dataset = tf.data.Dataset.from_tensor_slices(texts)
+    (batch,) = dataset.batch(len(texts)).map(tokenizer)
+    rows = batch.to_list() if hasattr(batch, "to_list") else batch.numpy()
+    assert list(map(list, rows)) == [ids_of(tokenizer, text) for text in texts]
+    for ids, text in zip(dataset.map(tokenizer), texts, strict=True):
+        assert ids.dtype == "int32"
+        assert list(ids.numpy()) == ids_of(tokenizer, text)
+
+
+def test_a_data_pipeline_refuses_what_is_not_utf_8():
+    tf = pytest.importorskip("tensorflow")
     tokenizer = SwitchTokenizer(proto=tiny.proto())
-    texts = [BLANKS, "do<extra_id_3>g", "the earth"]
-    dataset = tf.data.Dataset.from_tensor_slices(texts).batch(3).map(tokenizer)
-    (ids,) = [batch.to_list() for batch in dataset]
-    assert ids == [ids_of(tokenizer, text) for text in texts]
+    dataset = tf.data.Dataset.from_tensor_slices([b"\xff"]).map(tokenizer)
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        list(dataset)
+
+
+def test_a_copy_encodes_the_same(tokenizer):
+    again = copy.deepcopy(tokenizer)
+    assert ids_of(again, BLANKS) == ids_of(tokenizer, BLANKS)
 
 
 def test_a_model_that_holds_sentinels_is_refused():

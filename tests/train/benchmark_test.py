@@ -1,5 +1,7 @@
 """The benchmark at toy sizes: what it measures, not how fast it is."""
 
+import json
+
 import keras
 import pytest
 from absl import flags
@@ -29,6 +31,12 @@ def test_plan_of_both_methods():
         assert row["ms"] >= row["best ms"] > 0
 
 
+def test_plan_of_more_than_fits():
+    with flagsaver.flagsaver(experts=[8, 70_000], tokens=65_536):
+        with pytest.raises(shared.UsageError, match="--experts.*70000 experts"):
+            benchmark._plan()
+
+
 def test_layer_beside_dense():
     with flagsaver.flagsaver(experts=[2]):
         dense, sparse = benchmark._layer()
@@ -46,3 +54,16 @@ def test_flops_do_not_grow_with_experts():
         rows = benchmark._flops()
     assert rows[1]["SwitchLayer, growth"] < 1.1
     assert rows[1]["Qwen3-MoE block, growth"] > 3.5
+
+
+def test_figures_are_whole_or_absent(tmp_path, broken_rename, capsys):
+    path = tmp_path / "plan.json"
+    path.write_text("old")
+    with flagsaver.flagsaver(experts=[4], what="plan", workdir=str(tmp_path)):
+        with broken_rename():
+            benchmark.main()
+        assert path.read_text() == "old"
+        benchmark.main()
+    result = json.loads(path.read_text())
+    assert result["what"] == "plan" and len(result["rows"]) == 2
+    assert "packed sort" in capsys.readouterr().out

@@ -21,8 +21,8 @@ NOUNS = "cat dog bird horse mouse house garden river market teacher".split()
 VERBS = "sees hears likes finds leaves follows paints remembers".split()
 
 
-def run(binary, *arguments):
-    done = subprocess.run(
+def start(binary, *arguments):
+    return subprocess.run(
         [
             sys.executable,
             str(TRAIN / f"{binary}.py"),
@@ -33,6 +33,10 @@ def run(binary, *arguments):
         text=True,
         env=os.environ | {"KERAS_SWITCH_CACHE": os.environ["TEST_CACHE"]},
     )
+
+
+def run(binary, *arguments):
+    done = start(binary, *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -191,6 +195,44 @@ def test_analyze_writes_tables_and_plots(files, trained):
         assert 1 <= layer["max_mean_load"] <= 4
         assert layer["num_tokens"] > 0
     assert (out / "specialisation_decoder_layer_1.png").exists()
+
+
+def short(files, workdir, *more):
+    """Flags of a run of a few steps."""
+    return (
+        *common(files),
+        f"--preset={files}/start",
+        f"--workdir={workdir}",
+        "--minutes=0",
+        "--steps=3",
+        "--eval_every=3",
+        "--eval_batches=1",
+        "--samples=1",
+        *more,
+    )
+
+
+@pytest.mark.slow
+def test_pretrain_in_half_precision_on_short_rows(files):
+    workdir = files / "half"
+    more = ("--dtype=mixed_bfloat16", "--input_length=12")
+    run("pretrain", *short(files, workdir, *more))
+    config = json.loads((workdir / "preset" / "config.json").read_text())
+    assert "mixed_bfloat16" in json.dumps(config["config"]["dtype"])
+    assert (workdir / "samples.txt").read_text().count("model: ") == 1
+    assert (workdir / "routing.json").exists()
+
+
+@pytest.mark.slow
+def test_pretrain_saves_nothing_of_a_run_that_diverged(files):
+    workdir = files / "diverged"
+    done = start("pretrain", *short(files, workdir, "--learning_rate=1e30"))
+    assert done.returncode == 2
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith("pretrain.py: training diverged within ")
+    assert "Traceback" not in done.stderr
+    left = {path.name for path in workdir.iterdir()}
+    assert left.isdisjoint({"preset", "history.json", "samples.txt"})
 
 
 @pytest.mark.slow

@@ -29,29 +29,8 @@ def test_too_short_a_text_is_refused():
         blanks.blank_out("a b c d", np.random.default_rng(0))
 
 
-@pytest.mark.parametrize(
-    "answer, spans",
-    [
-        ("<extra_id_0> the cat <extra_id_1> mat", {0: "the cat", 1: "mat"}),
-        ("<extra_id_0><extra_id_1>x", {0: "", 1: "x"}),
-        ("<extra_id_12> a <extra_id_12> b", {12: "a"}),
-        ("no sentinel", {}),
-        ("", {}),
-    ],
-)
-def test_parse_answer(answer, spans):
-    assert blanks.parse_answer(answer) == spans
-
-
-def test_fill_in_keeps_the_text_around():
-    filled = blanks.fill_in(
-        "The <extra_id_0> sat (<extra_id_1>), <extra_id_2>.",
-        "<extra_id_0> black cat <extra_id_1> down",
-    )
-    assert filled == "The [black cat] sat ([down]), [...]."
-
-
 def test_describe_shows_model_and_truth():
-    blanked = blanks.Blanked("a <extra_id_0> c", ("b",))
+    text = "a <extra_id_0> c <extra_id_1>"
+    blanked = blanks.Blanked(text, ("b", "d"))
     lines = blanks.describe(blanked, "<extra_id_0> x").splitlines()
-    assert lines == ["model: a [x] c", "truth: a [b] c"]
+    assert lines == ["model: a [x] c [...]", "truth: a [b] c [d]"]

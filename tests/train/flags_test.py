@@ -50,7 +50,14 @@ def test_help_shows_the_flags_of_the_binary_only():
         ("pretrain", ["--workdir=x", "--batch_size=a"], "--batch_size=a"),
         ("pretrain", ["--workdir=x", "--backend=mxnet"], "jax|tensorflow"),
         ("pretrain", ["--workdir=x", "--minutes=0"], "must be above 0"),
+        ("pretrain", ["--workdir=x", "--minutes=nan"], "--minutes=nan"),
+        ("pretrain", ["--workdir=x", "--minutes=inf"], "must be finite"),
         ("pretrain", ["--workdir=x", "--balance_loss=-1"], "--balance_loss"),
+        ("pretrain", ["--workdir=x", "--balance_loss=nan"], "must be finite"),
+        ("pretrain", ["--workdir=x", "--learning_rate=0"], "must be above 0"),
+        ("pretrain", ["--workdir=x", "--learning_rate=-1"], "must be above 0"),
+        ("pretrain", ["--workdir=x", "--learning_rate=nan"], "learning_rate"),
+        ("pretrain", ["--workdir=x", "--seed=5000000000"], "--seed=5000000000"),
         ("pretrain", ["--workdir=x", "--preset=nope"], "received 'nope'"),
         ("pretrain", ["--workdir=x", "--preset=nope"], "switch_mini"),
         ("pretrain", ["--workdir=x", "--corpus=no/*"], "at least one file"),
@@ -82,6 +89,18 @@ def test_flagfile(tmp_path):
     (tmp_path / "my.flags").write_text("--workdir=x\n--preset=from_file\n")
     done = run("pretrain", "--flagfile=my.flags", cwd=tmp_path)
     assert "received 'from_file'" in done.stderr
+
+
+def test_backend_of_the_environment_is_checked_like_a_flag():
+    done = run("pretrain", "--workdir=x", KERAS_BACKEND="openvino")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "--backend=openvino: must be one of jax|tensorflow|torch" in line
+    # A flag goes before the environment.
+    done = run("generate", "--backend=jax", KERAS_BACKEND="openvino")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "pretrain has written" in line
 
 
 def test_backend_of_the_environment_is_the_default():

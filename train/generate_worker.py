@@ -1,0 +1,86 @@
+"""One side of `benchmark.py --what=generate`, in a process of its own.
+
+Reads requests, one JSON object a line, from stdin: `encoder_token_ids`,
+`[B, S]`, and `new_tokens`; answers each with `seconds` and `token_ids` on a
+line of stdout. The first line it writes says that the model is loaded.
+"""
+
+import json
+import os
+import sys
+import time
+
+import numpy as np
+
+from keras_switch_train import heap
+
+
+def ours(folder: str):
+    """A function of ids and a number of tokens: what our model generates."""
+    import keras_switch
+
+    lm = keras_switch.SwitchSeq2SeqLM.from_preset(folder, preprocessor=None)
+    # XLA makes TensorFlow slower on a CPU.
+    jit_compile = os.environ["KERAS_BACKEND"] != "tensorflow"
+    lm.compile(sampler="greedy", jit_compile=jit_compile)
+
+    def generate(token_ids, new_tokens):
+        shape = (len(token_ids), 1 + new_tokens)
+        outputs = lm.generate(
+            {
+                "encoder_token_ids": token_ids,
+                "encoder_padding_mask": np.ones_like(token_ids),
+                "decoder_token_ids": np.zeros(shape, "int32"),
+                "decoder_padding_mask": np.eye(1, shape[1], dtype="int32")
+                .repeat(shape[0], axis=0)
+                .astype("int32"),
+            },
+            stop_token_ids=None,
+        )
+        return np.asarray(outputs["decoder_token_ids"])
+
+    return generate
+
+
+def transformers(folder: str):
+    """The same of `transformers`."""
+    import torch
+    from transformers import AutoModelForSeq2SeqLM
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    model = AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
+
+    @torch.inference_mode()
+    def generate(token_ids, new_tokens):
+        ids = torch.tensor(token_ids).long()
+        return model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=new_tokens,
+            eos_token_id=None,
+        ).numpy()
+
+    return generate
+
+
+def main(side: str, folder: str, retain: str) -> None:
+    """Loads a model, then serves requests until stdin ends."""
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # nobody else's lines
+    if retain == "retain":
+        heap.retain()
+    generate = {"ours": ours, "transformers": transformers}[side](folder)
+    print(json.dumps({"ready": True}), file=answers, flush=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        token_ids = np.array(request["encoder_token_ids"], "int32")
+        start = time.perf_counter()
+        outputs = generate(token_ids, request["new_tokens"])
+        seconds = time.perf_counter() - start
+        answer = {"seconds": seconds, "token_ids": outputs.tolist()}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
