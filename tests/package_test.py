@@ -11,7 +11,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ("pretrain", "generate", "analyze", "benchmark")
+COMMANDS = (
+    "analyze",
+    "benchmark",
+    "convert",
+    "generate",
+    "pretrain",
+    "upcycle",
+)
 LINES_OF_IMPORT = """
 import sys
 import keras_switch_train

@@ -10,5 +10,6 @@ from keras_switch.convert.layouts import kind_of as kind_of
 from keras_switch.convert.layouts import load as load
 from keras_switch.convert.layouts import table_of as table_of
 from keras_switch.convert.t5x import load_t5x as load_t5x
+from keras_switch.convert.upcycle import UnitGateRouter as UnitGateRouter
 from keras_switch.convert.upcycle import upcycle as upcycle
 from keras_switch.convert.upcycle import upcycle_optimizer as upcycle_optimizer

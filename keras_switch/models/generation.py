@@ -241,6 +241,7 @@ def pad(x: dict, shape: Shape, length: int, stop_token_ids: Any) -> dict:
     padded["decoder_token_ids"] = np.pad(ids, left, constant_values=_NOTHING)
     padded["decoder_padding_mask"] = np.pad(mask, left)
     source = np.arange(shape.rows)
+    source[rows:] = 0
     padded = {name: array[source] for name, array in padded.items()}
     if stop_token_ids and not mask[:1, -1].any():
         # A loop ends when all rows have a stop token: added rows have one.

@@ -10,6 +10,7 @@ from keras_switch.layers.switch_layer import SwitchLayer
 from keras_switch.layers.validation import check_choice, check_number
 from keras_switch.models import generation
 from keras_switch.models.backbone_arguments import check_known
+from keras_switch.models.beam_sampler import BeamSampler
 from keras_switch.models.decoding import decode
 from keras_switch.models.fill_mask import fill_blanks
 from keras_switch.models.generation_inputs import check_request, read_inputs
@@ -110,7 +111,8 @@ class SwitchSeq2SeqLM(keras_hub.models.Seq2SeqLM):
                 and Switch Transformers are fine-tuned.
             loss: `"auto"` is the cross-entropy per target token of weight.
             weighted_metrics: `"auto"` is the accuracy per target token.
-            sampler: Name or instance of a `keras_hub.samplers.Sampler`.
+            sampler: Name or instance of a `keras_hub.samplers.Sampler`;
+                `"beam"` is `keras_switch.BeamSampler`.
             routing_metrics: `"layers"` logs what the router of each sparse
                 layer did, `"mean"` the mean over the layers, `None` nothing.
             z_loss_weight: Weight of the mean of `logsumexp(logits) ** 2` over
@@ -132,7 +134,7 @@ class SwitchSeq2SeqLM(keras_hub.models.Seq2SeqLM):
             optimizer,
             loss,
             weighted_metrics=weighted_metrics,
-            sampler=sampler,
+            sampler=BeamSampler() if sampler == "beam" else sampler,
             **kwargs,
         )
         self._set_routing_metrics()

@@ -41,7 +41,8 @@ def matmul_by_row(rows: Any, expert_index: Any, kernel: Any) -> Any:
         `[N, F]`; 0 for rows that belong to no expert. A row's bits do not
         depend on the other rows.
     """
-    return _matmul_by_row(rows, expert_index, ops.convert_to_tensor(kernel))
+    arguments = (rows, expert_index, kernel)
+    return _matmul_by_row(*map(ops.convert_to_tensor, arguments))
 
 
 def matmul_by_row_reference(rows: Any, expert_index: Any, kernel: Any) -> Any:

@@ -276,33 +276,3 @@ def test_untied_tables_that_differ(tmp_path):
     match = "decoder.embed_tokens.weight must be equal to shared.weight"
     with pytest.raises(CheckpointError, match=match):
         load_backbone(tmp_path)
-
-
-class TestRules:
-    def test_each_weight_once(self, backbone):
-        entries = rules.entries(backbone, rules.HUGGINGFACE)
-        names = [name for entry in entries for name in entry.sources]
-        assert len(names) == len(set(names))
-        assert len(entries) == len(rules.variables(backbone))
-
-    def test_a_weight_without_a_place(self, backbone):
-        table = rules.HUGGINGFACE[1:]
-        with pytest.raises(ValueError, match="token_embedding/embeddings"):
-            rules.entries(backbone, table)
-
-    def test_names_of_base_8(self):
-        """440 names, 437 tensors of them different, as published."""
-        import keras_switch
-
-        small = keras_switch.SwitchBackbone.from_preset(
-            "switch_base_8",
-            load_weights=False,
-            hidden_dim=12,
-            intermediate_dim=2,
-            key_value_dim=1,
-            vocabulary_size=8,
-        )
-        entries = rules.entries(small, rules.HUGGINGFACE)
-        names = {name for entry in entries for name in entry.sources}
-        assert len(names) == 437
-        assert len(rules.entries(small, rules.T5X)) == 269

@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 TRAIN = Path(__file__).resolve().parents[2] / "train"
-BINARIES = ("pretrain", "generate", "analyze", "benchmark")
+BINARIES = (
+    "analyze",
+    "benchmark",
+    "convert",
+    "generate",
+    "pretrain",
+    "upcycle",
+)
 
 
 def run(binary, *arguments, cwd=None, **environment):
