@@ -27,6 +27,7 @@ SAMPLERS = {
 def pair(request, tmp_path_factory):
     """A model of `transformers`, and ours from its folder."""
     model = hf.any_model(request.param)
+    model.is_base = request.param == "base"
     folder = hf.save(model, tmp_path_factory.mktemp("hf"))
     return model, keras_switch.SwitchSeq2SeqLM.from_preset(str(folder))
 
@@ -56,10 +57,20 @@ def test_same_outputs(pair, left):
     assert_same(lm, model, hf.inputs(left=left))
 
 
-@pytest.mark.parametrize("left", [False, True])
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize(
+    ("sampler", "left"),
+    [
+        ("greedy", False),
+        ("beam", False),
+        ("greedy", True),
+        ("beam", True),
+        ("beam, sums", False),
+    ],
+)
 def test_same_sequences(pair, sampler, left):
     model, lm = pair
+    if not model.is_base and (left or sampler == "beam, sums"):
+        pytest.skip("each is compiled: one model is enough")
     x = hf.inputs(left=left)
     sampler, arguments = SAMPLERS[sampler]
     wanted = hf.generate(model, x, max_new_tokens=9, **arguments)
