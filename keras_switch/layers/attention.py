@@ -23,7 +23,8 @@ class Attention(keras.layers.Layer):
     whatever the dtype policy. Without `context` it is self-attention, with it
     cross-attention.
 
-    A cache holds keys and values `[B, 2, S, N, H]`. With `cache_update_index`
+    A cache is a pair of keys and values, `[B, N, S, H]` each: the order that a
+    product over batch and heads reads without a copy. With `cache_update_index`
     the keys and values of this call are written from that row on; without it
     the cache is read as it is (cross-attention after the first step), and
     `context` is not looked at.
@@ -42,7 +43,7 @@ class Attention(keras.layers.Layer):
             key. A query that sees none attends to all alike and stays finite.
         position_bias: optional float `[1 or B, N, T, S]`, added to the
             scores; see `RelativePositionBias`.
-        cache: optional float `[B, 2, S, N, H]`.
+        cache: optional pair of floats `[B, N, S, H]`.
         cache_update_index: optional int, row of the cache to write at.
         training: Whether dropout acts.
 
@@ -111,22 +112,26 @@ class Attention(keras.layers.Layer):
         if cache is None or cache_update_index is not None:
             keys_values = self._keys_values(x if context is None else context)
         if cache is not None and cache_update_index is not None:
-            start = (0, 0, cache_update_index, 0, 0)
-            keys_values = ops.slice_update(cache, start, keys_values)
-        key, value = keys_values[:, 0], keys_values[:, 1]  # [B, S, N, H]
+            start = (0, 0, cache_update_index, 0)
+            keys_values = tuple(
+                ops.slice_update(old, start, new)
+                for old, new in zip(cache, keys_values, strict=True)
+            )
+        key, value = keys_values  # [B, N, S, H]
         weights = self._weights(query, key, attention_mask, position_bias)
         weights = self.dropout_layer(weights, training=training)
-        y = ops.einsum("bnts,bsnh->btnh", weights, value)
+        y = ops.einsum("bnts,bnsh->btnh", weights, value)
         y = self.output_dense(self._merge_heads(y))  # [B, T, D]
         return y if cache is None else (y, keys_values)
 
     def _keys_values(self, context):
-        key = self._split_heads(self.key(context))
-        value = self._split_heads(self.value(context))
-        return ops.stack([key, value], axis=1)  # [B, 2, S, N, H]
+        return tuple(
+            ops.transpose(self._split_heads(dense(context)), (0, 2, 1, 3))
+            for dense in (self.key, self.value)
+        )
 
     def _weights(self, query, key, attention_mask, position_bias):
-        scores = ops.einsum("btnh,bsnh->bnts", query, key)
+        scores = ops.einsum("btnh,bnsh->bnts", query, key)
         scores = ops.cast(scores, "float32")
         if position_bias is not None:
             scores = scores + ops.cast(position_bias, "float32")

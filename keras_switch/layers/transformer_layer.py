@@ -45,8 +45,8 @@ class TransformerLayer(keras.layers.Layer):
         encoder_output: float `[B, S, D]`, with `cross_attention` only. Leave
             it out to reuse the cross-attention keys and values of `cache`.
         encoder_padding_mask: optional int `[B, S]`.
-        cache: optional pair of self- and cross-attention caches, each
-            `[B, 2, S, N, H]`. With it, pass `padding_mask` only if `x` fills
+        cache: optional pair of self- and cross-attention caches, each a
+            pair `[B, N, S, H]`. With it, pass `padding_mask` only if `x` fills
             the cache.
         cache_update_index: int, row of the self-attention cache to write at.
         training: Whether dropout, and the router's exploration, act.

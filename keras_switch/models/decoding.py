@@ -138,12 +138,15 @@ def next_token(
 
 
 def _empty_caches(lm, batch_size, length, encoder_length):
-    heads = (lm.backbone.num_heads, lm.backbone.key_value_dim)
+    """Of each layer: keys and values of itself, and of the encoder."""
+    heads, width = lm.backbone.num_heads, lm.backbone.key_value_dim
+
+    def pair(size):
+        shape = (batch_size, heads, size, width)
+        return tuple(ops.zeros(shape, lm.compute_dtype) for _ in range(2))
+
     return [
-        tuple(
-            ops.zeros((batch_size, 2, size, *heads), lm.compute_dtype)
-            for size in (length, encoder_length)
-        )
+        (pair(length), pair(encoder_length))
         for _ in range(lm.backbone.num_decoder_layers)
     ]
 

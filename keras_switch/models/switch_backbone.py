@@ -233,7 +233,7 @@ class SwitchBackbone(keras_hub.models.Backbone):
             caches = [None] * self.num_decoder_layers
             position_bias = self.decoder_relative_attention_bias(x)
         else:
-            keys = caches[0][0][:, 0]  # [B, T, N, H], for its length
+            keys = caches[0][0][0][:, 0]  # [B, T, H], for its length
             position_bias = self.decoder_relative_attention_bias(
                 x, keys, offset=cache_update_index
             )

@@ -70,6 +70,11 @@ def test_packed_segments_equal_separate_rows(x, rng):
     )
 
 
+def empty(length):
+    """A cache for two rows, two heads of width three."""
+    return tuple(ops.zeros((2, 2, length, 3)) for _ in range(2))
+
+
 def test_cached_steps_equal_one_pass(x, rng):
     layer = sparse(cross_attention=True)
     encoder_output = rng.normal(size=(2, 3, HIDDEN)).astype("float32")
@@ -82,12 +87,12 @@ def test_cached_steps_equal_one_pass(x, rng):
         encoder_padding_mask=encoder_mask,
     )
     whole = ops.convert_to_numpy(whole)
-    cache = (ops.zeros((2, 2, 5, 2, 3)), ops.zeros((2, 2, 3, 2, 3)))
+    cache = (empty(5), empty(3))
     for t in range(5):
         step = x[:, t : t + 1]
         y, cache = layer(
             step,
-            position_bias=position_bias(step, cache[0][:, 0], offset=t),
+            position_bias=position_bias(step, cache[0][0][:, 0], offset=t),
             encoder_output=encoder_output if t == 0 else None,
             encoder_padding_mask=encoder_mask,
             cache=cache,
@@ -105,11 +110,11 @@ def test_statistics_are_not_those_of_decoding(x, rng):
     layer(x)
     before = ops.convert_to_numpy(statistics.value)
     assert before[-1] == 10
-    cache = (ops.zeros((2, 2, 5, 2, 3)), None)
+    cache = (empty(5), None)
     for step in (x[:, :3], x[:, 3:4]):
         layer(
             step,
-            position_bias=position_bias(step, cache[0][:, 0], offset=0),
+            position_bias=position_bias(step, cache[0][0][:, 0], offset=0),
             cache=cache,
             cache_update_index=0,
         )
