@@ -24,7 +24,7 @@ import keras
 from keras import ops
 
 from keras_switch.ops.compiled import compiled
-from keras_switch.ops.indexing import static_size, upstream_of
+from keras_switch.ops.indexing import has_values, static_size, upstream_of
 from keras_switch.ops.matmul import fewest_rows
 
 BLOCK_ROWS = 64
@@ -73,7 +73,7 @@ def grouped_matmul_reference(rows: Any, sizes: Any, kernel: Any) -> Any:
 @compiled("equation")
 def _product(rows: Any, sizes: Any, kernel: Any, equation: str) -> Any:
     """Chooses the form of the product; `equation` is that of the buffers."""
-    if _has_values(sizes):
+    if has_values(sizes):
         return _loop(rows, sizes, kernel, equation)
     capacities = _capacities(rows, kernel)
     branches = [
@@ -89,7 +89,7 @@ def _product(rows: Any, sizes: Any, kernel: Any, equation: str) -> Any:
 @compiled()
 def _kernel_gradient(rows: Any, upstream: Any, sizes: Any, kernel: Any) -> Any:
     """`[N, D]`, `[N, F]` -> `[E, D, F]`: each expert's outer products."""
-    if _has_values(sizes):
+    if has_values(sizes):
         return _loop_outer(rows, upstream, sizes)
     capacities = _capacities(rows, kernel)
     branches = [
@@ -130,16 +130,6 @@ def _capacities(rows: Any, kernel: Any) -> list:
         return ceilings
     # With enough rows every form gives a row the same bits.
     return sorted({max(c, fewest_rows(rows.shape[1])) for c in ceilings})
-
-
-def _has_values(sizes: Any) -> bool:
-    """Whether Python may read the sizes now. Eager JAX could too, but would
-    compile anew for every size."""
-    if keras.backend.backend() == "torch":
-        return sizes.device.type != "meta"
-    if keras.backend.backend() == "tensorflow":
-        return hasattr(sizes, "numpy")
-    return False
 
 
 def _loop(rows: Any, sizes: Any, kernel: Any, equation: str) -> Any:

@@ -23,6 +23,16 @@ def static_size(*dims: Any) -> int | None:
     return product
 
 
+def has_values(x: Any) -> bool:
+    """Whether Python may read a tensor now. Eager JAX could too, but would
+    compile anew for every value."""
+    if keras.backend.backend() == "torch":
+        return x.device.type != "meta"
+    if keras.backend.backend() == "tensorflow":
+        return hasattr(x, "numpy")
+    return False
+
+
 def take_rows(x: Any, index: Any) -> Any:
     """Takes rows of each group: `[G, N, D]`, `[G, M]` -> `[G, M, D]`.
 

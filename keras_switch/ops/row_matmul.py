@@ -11,7 +11,7 @@ import keras
 from keras import ops
 
 from keras_switch.ops.compiled import compiled
-from keras_switch.ops.indexing import static_size
+from keras_switch.ops.indexing import has_values, static_size
 
 # More rows than this share experts enough for the grouped product to win,
 # where there are no more experts than rows.
@@ -57,7 +57,7 @@ def matmul_by_row_reference(rows: Any, expert_index: Any, kernel: Any) -> Any:
 @compiled()
 def _matmul_by_row(rows, expert_index, kernel):
     num_experts = kernel.shape[0]
-    if _has_values(expert_index):
+    if has_values(expert_index):
         return _loop(rows, expert_index, kernel)
     safe = ops.minimum(expert_index, num_experts - 1)
 
@@ -68,14 +68,6 @@ def _matmul_by_row(rows, expert_index, kernel):
     products = ops.map(one, (rows, safe))
     owned = ops.expand_dims(expert_index < num_experts, -1)
     return ops.where(owned, products, ops.zeros((), dtype=products.dtype))
-
-
-def _has_values(index):
-    if keras.backend.backend() == "torch":
-        return index.device.type != "meta"
-    if keras.backend.backend() == "tensorflow":
-        return hasattr(index, "numpy")
-    return False
 
 
 def _loop(rows, expert_index, kernel):
