@@ -145,17 +145,6 @@ def _sparse_layers(name, step, num_layers):
     return list(range(step - 1, num_layers, step)) if step else []
 
 
-def check_causal(stack: str, router: Any) -> None:
-    """Refuses a decoder whose router looks at later tokens.
-
-    Args:
-        stack: `"encoder"` or `"decoder"`.
-        router: The `Router` of a sparse layer of that stack.
-    """
-    if stack == "decoder":
-        validation.check_causal("decoder_router", router)
-
-
 def plain(value: Any) -> Any:
     """A copy that is JSON: layers serialized, tracked containers undone."""
     if isinstance(value, keras.layers.Layer):

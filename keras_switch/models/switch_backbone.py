@@ -13,7 +13,6 @@ from keras_switch.layers.switch_layer import SwitchLayer
 from keras_switch.layers.transformer_layer import TransformerLayer
 from keras_switch.models.backbone_arguments import (
     check_arguments,
-    check_causal,
     check_known,
     plain,
     sparse_stacks,
@@ -306,7 +305,6 @@ class SwitchBackbone(keras_hub.models.Backbone):
     def _transformer_layer(self, stack, index, sparse, router, dtype):
         if sparse:
             feed_forward = self._switch_layer(router or self.router, dtype)
-            check_causal(stack, feed_forward.router)
         else:
             feed_forward = FeedForward(
                 self.intermediate_dim,
