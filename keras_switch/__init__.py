@@ -6,6 +6,7 @@ Importing it registers every class with Keras, so that saved models load.
 from keras_switch import callbacks as callbacks
 from keras_switch import convert as convert
 from keras_switch import data as data
+from keras_switch import files as files
 from keras_switch import layers as layers
 from keras_switch import losses as losses
 from keras_switch import models as models

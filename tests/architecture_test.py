@@ -15,6 +15,7 @@ BACKENDS = {"jax", "jaxlib", "torch", "tensorflow", "flax", "optax"}
 # Level of each part: an import may only go to a lower one (or stay inside).
 LEVELS = {
     "ops": 0,
+    "files": 0,
     "losses": 0,
     "layers": 1,
     "models": 2,

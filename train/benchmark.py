@@ -91,10 +91,10 @@ def main() -> None:
     _print_table(rows)
     result = json.dumps({**head, "rows": rows}, indent=1)
     if flags.WORKDIR.value:
-        from keras_switch import data
+        from keras_switch import files
 
         path = os.path.join(flags.make_workdir(), f"{_WHAT.value}.json")
-        with data.atomic_write(path) as file:
+        with files.atomic_write(path) as file:
             file.write_text(result, encoding="utf-8")
     else:
         print(result)

@@ -60,9 +60,9 @@ def make_tokenizer(documents: list, vocabulary_size: int, folder: str) -> Any:
 
 def write_vocabulary(tokenizer: Any, folder: str) -> None:
     """Writes a tokenizer's SentencePiece model, for the data to encode with."""
-    from keras_switch import data
+    from keras_switch import files
 
-    with data.atomic_write(os.path.join(folder, _VOCABULARY)) as file:
+    with files.atomic_write(os.path.join(folder, _VOCABULARY)) as file:
         file.write_bytes(tokenizer.proto)
 
 

@@ -119,7 +119,7 @@ def main() -> None:
     # Callbacks.
     limit = callbacks.StopAfter(_MINUTES.value or None, _STEPS.value or None)
     report = callbacks.Report(limit, corpus.tokens_per_step(pipeline))
-    files = callbacks.files(workdir)
+    log_files = callbacks.files(workdir)
 
     # Fit and save.
     history = model.fit(
@@ -127,7 +127,7 @@ def main() -> None:
         steps_per_epoch=_EVAL_EVERY.value,
         epochs=_MANY,
         validation_data=held_out.dataset(),
-        callbacks=[keras.callbacks.TerminateOnNaN(), limit, report, *files],
+        callbacks=[keras.callbacks.TerminateOnNaN(), limit, report, *log_files],
         shuffle=False,  # the pipeline does
         verbose=0,
     ).history
@@ -236,14 +236,14 @@ def _save(model, tokenizer, pipeline, workdir):
 
 
 def _write_history(history, workdir):
-    from keras_switch import data, plots
+    from keras_switch import files, plots
 
     history = {
         name: [float(value) for value in values]
         for name, values in history.items()
     }
     content = {"flags": flags.as_dict(), "history": history}
-    with data.atomic_write(os.path.join(workdir, "history.json")) as file:
+    with files.atomic_write(os.path.join(workdir, "history.json")) as file:
         file.write_text(json.dumps(content, indent=1), encoding="utf-8")
     steps = history["step"]
     plots.plot_history(history, os.path.join(workdir, "loss.png"), steps)
@@ -255,7 +255,7 @@ def _write_history(history, workdir):
 
 def _show_samples(documents, workdir):
     """Fills in blanks with the preset as saved, not the model in memory."""
-    from keras_switch import data, models
+    from keras_switch import files, models
 
     if flags.OBJECTIVE.value != "span_corruption" or not _SAMPLES.value:
         return
@@ -279,7 +279,7 @@ def _show_samples(documents, workdir):
     text = "\n\n".join(
         blanks.describe(*pair) for pair in zip(samples, answers, strict=True)
     )
-    with data.atomic_write(os.path.join(workdir, "samples.txt")) as file:
+    with files.atomic_write(os.path.join(workdir, "samples.txt")) as file:
         file.write_text(text + "\n", encoding="utf-8")
     print(f"\nBlanks in held-out text, filled in:\n\n{text}\n")
 

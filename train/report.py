@@ -20,14 +20,14 @@ def write(model: Any, held_out: Any, tokenizer: Any, folder: str) -> Any:
     Returns:
         A `keras_switch.analysis.RoutingReport`.
     """
-    from keras_switch import analysis, data, plots
+    from keras_switch import analysis, files, plots
 
     batches = (held_out.batch(i)[0] for i in range(len(held_out)))
     report = analysis.routing_report(
         model, batches, tokenizer.id_to_token, num_tokens=400
     )
     layers = [_plain(layer) for layer in report.layers]
-    with data.atomic_write(os.path.join(folder, "routing.json")) as file:
+    with files.atomic_write(os.path.join(folder, "routing.json")) as file:
         file.write_text(json.dumps(layers, indent=1), encoding="utf-8")
     plots.plot_load(report, os.path.join(folder, "load.png"))
     plots.plot_statistics(report, os.path.join(folder, "routing.png"))

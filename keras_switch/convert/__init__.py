@@ -1,6 +1,5 @@
 """Checkpoints of other libraries, in and out, and dense models to sparse."""
 
-from keras_switch.convert.checkpoint import CheckpointError as CheckpointError
 from keras_switch.convert.huggingface import (
     export_to_transformers as export_to_transformers,
 )

@@ -12,13 +12,13 @@ import numpy as np
 from keras import ops
 
 from keras_switch.convert import rules
-from keras_switch.convert.checkpoint import CheckpointError, assign, theirs
+from keras_switch.convert.checkpoint import assign, theirs
 from keras_switch.convert.huggingface_config import (
     Configuration,
     configuration_of,
     read_configuration,
 )
-from keras_switch.convert.json_file import read_json
+from keras_switch.files import CheckpointError, read_json
 from keras_switch.models import (
     SwitchBackbone,
     SwitchSeq2SeqLM,

@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 import keras
 
 from keras_switch.convert import rules
-from keras_switch.convert.checkpoint import CheckpointError
-from keras_switch.convert.json_file import read_json
+from keras_switch.files import CheckpointError, read_json
 from keras_switch.layers import SwitchLayer, SwitchRouter, TopKRouter
 
 # Drops nothing: more slots than any sequence has tokens.

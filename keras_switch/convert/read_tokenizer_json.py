@@ -12,8 +12,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from keras_switch.convert.checkpoint import CheckpointError
-from keras_switch.convert.json_file import read_json
+from keras_switch.files import CheckpointError, read_json
 
 _MAX_BYTES = 64 << 20
 SPACE = "\u2581"  # how a piece writes a space

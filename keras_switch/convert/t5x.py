@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from keras_switch.convert import rules
-from keras_switch.convert.checkpoint import CheckpointError, assign
+from keras_switch.convert.checkpoint import assign
 from keras_switch.convert.t5x_msgpack import read_leaves
+from keras_switch.files import CheckpointError
 from keras_switch.models import SwitchBackbone
 
 _SCANNED = re.compile(r"(encoder|decoder)/\1/(?:subblock_(\d+)/)?(.+)")

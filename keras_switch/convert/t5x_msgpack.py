@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from keras_switch.convert.checkpoint import CheckpointError
 from keras_switch.convert.t5x_zarr import (
     Leaf,
     array_bytes,
@@ -21,6 +20,7 @@ from keras_switch.convert.t5x_zarr import (
     check_shape,
     stored_array,
 )
+from keras_switch.files import CheckpointError
 
 FILE = "checkpoint"
 # T5X keeps in this file what its partitioner does not split: megabytes at

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_switch.convert.checkpoint import FLOATS, CheckpointError
-from keras_switch.convert.json_file import read_json
+from keras_switch.convert.checkpoint import FLOATS
+from keras_switch.files import CheckpointError, read_json
 
 _MAX_RANK = 8
 # By name, the dtypes in `.zarray`.

@@ -6,8 +6,6 @@ import pathlib
 
 import sentencepiece
 
-from keras_switch.convert.checkpoint import CheckpointError
-from keras_switch.convert.json_file import read_json
 from keras_switch.convert.read_tokenizer_json import (
     check_added,
     field,
@@ -16,6 +14,7 @@ from keras_switch.convert.read_tokenizer_json import (
     sentinel,
 )
 from keras_switch.convert.write_tokenizer_json import tokenizer_json
+from keras_switch.files import CheckpointError, read_json
 from keras_switch.models import SwitchTokenizer
 
 _MODEL, _JSON = "spiece.model", "tokenizer.json"

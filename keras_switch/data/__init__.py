@@ -10,7 +10,7 @@ from keras_switch.data.corpus import (
     text_files,
 )
 from keras_switch.data.download import Wheel, fetch_wheel
-from keras_switch.data.files import atomic_write, cache_directory
+from keras_switch.data.files import cache_directory
 from keras_switch.data.held_out import HeldOut
 from keras_switch.data.objectives import (
     Examples,
@@ -43,7 +43,6 @@ __all__ = [
     "TokenizedCorpus",
     "VOCABULARY_LICENCE",
     "Wheel",
-    "atomic_write",
     "cache_directory",
     "clean_documents",
     "demo_corpus",

@@ -1,10 +1,7 @@
-"""Folders and files that are either whole or absent."""
+"""Where downloads and encoded corpora are kept."""
 
-import contextlib
 import os
 import pathlib
-import tempfile
-from collections.abc import Iterator
 
 
 def cache_directory(cache_dir: str | os.PathLike | None = None) -> pathlib.Path:
@@ -36,30 +33,3 @@ def _default_cache():
         return named
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return pathlib.Path(home) / "keras_switch"
-
-
-@contextlib.contextmanager
-def atomic_write(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """Gives a temporary name that becomes `path` if the block succeeds.
-
-    A reader sees the old file or the new one, never half of it, whatever
-    interrupts the writer; two writers at once do no harm either.
-
-    Args:
-        path: the file to write. Its folder is made if it is missing.
-
-    Returns:
-        A context manager giving the temporary path, in the same folder.
-
-    Example:
-        with atomic_write("tokens.npz") as temporary:
-            temporary.write_bytes(content)
-    """
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(
-        prefix=".partial-", dir=path.parent
-    ) as folder:
-        temporary = pathlib.Path(folder) / path.name
-        yield temporary
-        os.replace(temporary, path)

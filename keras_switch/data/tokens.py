@@ -12,7 +12,7 @@ import sentencepiece
 from absl import logging
 
 from keras_switch.data.corpus import Document
-from keras_switch.data.files import atomic_write
+from keras_switch.files import atomic_write
 
 # Texts encoded at a time: bounds the memory of SentencePiece's answer, lists
 # of Python integers.

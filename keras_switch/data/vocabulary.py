@@ -15,7 +15,8 @@ from absl import logging
 
 from keras_switch.data.checks import check_integer
 from keras_switch.data.download import Wheel, fetch_wheel
-from keras_switch.data.files import atomic_write, cache_directory
+from keras_switch.data.files import cache_directory
+from keras_switch.files import atomic_write
 
 NUM_SENTINELS = 100
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_switch.convert import CheckpointError, rules
+from keras_switch.convert import rules
 from keras_switch.convert.huggingface import _assign, _Tensors, load_backbone
 from keras_switch.convert.huggingface_config import read_configuration
+from keras_switch.files import CheckpointError
 
 pytest.importorskip("transformers")
 safetensors = pytest.importorskip("safetensors.numpy")

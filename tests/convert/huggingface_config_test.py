@@ -5,7 +5,8 @@ import json
 import pytest
 
 from keras_switch import SwitchBackbone
-from keras_switch.convert import CheckpointError, huggingface_config
+from keras_switch.convert import huggingface_config
+from keras_switch.files import CheckpointError
 from tests.models import tiny
 
 transformers = pytest.importorskip("transformers")

@@ -6,10 +6,10 @@ import warnings
 
 import pytest
 
-from keras_switch.convert.checkpoint import CheckpointError
 from keras_switch.convert.read_tokenizer_json import read_tokenizer_json
 from keras_switch.convert.tokenizer import read_proto
 from keras_switch.convert.write_tokenizer_json import tokenizer_json
+from keras_switch.files import CheckpointError
 from keras_switch.models import SwitchTokenizer
 from tests.convert.tokenizer_texts import BLANKS, TEXTS, model
 from tests.models import tiny

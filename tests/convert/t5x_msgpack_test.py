@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from keras_switch.convert import t5x_msgpack
-from keras_switch.convert.checkpoint import CheckpointError
 from keras_switch.convert.t5x_msgpack import read_leaves
+from keras_switch.files import CheckpointError
 from tests.convert.t5x_writer import chunked, pack, packed
 
 NAME = "encoder/encoder_norm/scale"

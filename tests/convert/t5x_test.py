@@ -8,8 +8,8 @@ import tensorstore
 from keras import ops
 
 from keras_switch.convert import t5x
-from keras_switch.convert.checkpoint import CheckpointError
 from keras_switch.convert.t5x import T5XCheckpoint, load_t5x, read_arguments
+from keras_switch.files import CheckpointError
 from tests.convert import t5x_writer
 from tests.models import tiny
 

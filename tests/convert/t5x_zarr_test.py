@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import tensorstore
 
-from keras_switch.convert.checkpoint import CheckpointError
 from keras_switch.convert.t5x import T5XCheckpoint
+from keras_switch.files import CheckpointError
 from tests.convert.t5x_writer import pack, packed, stored
 
 NAME = "encoder/layers_0/mlp/wi/kernel"

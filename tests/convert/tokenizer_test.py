@@ -4,8 +4,8 @@ import shutil
 import pytest
 
 from keras_switch.convert import tokenizer as subject
-from keras_switch.convert.checkpoint import CheckpointError
 from keras_switch.convert.tokenizer import read_proto, write_tokenizer
+from keras_switch.files import CheckpointError
 from keras_switch.models import SwitchTokenizer
 from tests import vocabularies
 from tests.convert import tokenizer_texts

@@ -1,8 +1,6 @@
-import pathlib
-
 import pytest
 
-from keras_switch.data import atomic_write, cache_directory
+from keras_switch.data import cache_directory
 
 
 def test_the_argument_goes_before_the_environment(tmp_path, monkeypatch):
@@ -26,24 +24,3 @@ def test_a_file_is_no_cache_folder(tmp_path):
     (tmp_path / "taken").write_text("")
     with pytest.raises(NotADirectoryError, match="cache_dir must be a folder"):
         cache_directory(tmp_path / "taken")
-
-
-def test_the_file_appears_whole_at_the_end(tmp_path):
-    path = tmp_path / "new" / "file.txt"
-    with atomic_write(path) as temporary:
-        temporary.write_text("half")
-        assert not path.exists()
-        temporary.write_text("whole")
-    assert path.read_text() == "whole"
-    assert [p.name for p in path.parent.iterdir()] == ["file.txt"]
-
-
-def test_an_interrupted_write_leaves_the_old_file(tmp_path):
-    path = tmp_path / "file.txt"
-    path.write_text("old")
-    with pytest.raises(KeyboardInterrupt):
-        with atomic_write(path) as temporary:
-            pathlib.Path(temporary).write_text("half")
-            raise KeyboardInterrupt
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]

@@ -5,7 +5,7 @@ import os
 import re
 from typing import Any
 
-from keras_switch.convert.checkpoint import CheckpointError
+from keras_switch.files.errors import CheckpointError
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32

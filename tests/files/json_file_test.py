@@ -4,8 +4,7 @@ import time
 
 import pytest
 
-from keras_switch.convert import CheckpointError
-from keras_switch.convert.json_file import read_json
+from keras_switch.files import CheckpointError, read_json
 
 
 def write(tmp_path, content):
