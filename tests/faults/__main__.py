@@ -1,0 +1,46 @@
+"""Fault suites, by command.
+
+    python -m tests.faults presets imports
+    KERAS_BACKEND=torch python -m tests.faults numbers
+
+Without `--quick`, docs/faults.md gets what happened. Expect minutes a suite.
+"""
+
+import argparse
+import os
+import pathlib
+import sys
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns 0 if every case of every suite was survived."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from tests.faults import runner
+
+    folder = pathlib.Path(__file__).parent
+    own = {"__init__", "__main__", "runner", "guard"}
+    suites = sorted(
+        path.stem
+        for path in folder.glob("*.py")
+        if path.stem not in own and not path.stem.endswith("_test")
+    )
+    parser = argparse.ArgumentParser(prog="python -m tests.faults")
+    parser.add_argument("suites", nargs="*", metavar="SUITE", help=str(suites))
+    parser.add_argument("--quick", action="store_true", help="a part of each")
+    options = parser.parse_args(arguments)
+    unknown = sorted(set(options.suites) - set(suites))
+    if unknown or not (options.suites or options.quick):
+        parser.error(f"SUITE must be of {suites}; received {options.suites}.")
+    failed = 0
+    for suite in options.suites or suites:
+        outcomes = runner.run_suite(suite, options.quick)
+        failed += sum(not outcome.survived for outcome in outcomes)
+        if not options.quick:
+            import keras
+
+            runner.write_table(suite, outcomes, keras.backend.backend())
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
