@@ -1,5 +1,6 @@
 """JSON that is let in, and how quickly the rest is refused."""
 
+import os
 import time
 
 import pytest
@@ -35,6 +36,12 @@ def test_read(tmp_path, content, value):
         ("[" * 33 + "]" * 33, "at most 32 deep"),
         ("[]", "a JSON object; received list"),
         ('{"a": ' + "9" * 5000 + "}", "must be JSON"),
+        ('{"a": 1e999}', "without NaN and infinities; received 1e999"),
+        ('{"a": -1E400}', "without NaN and infinities"),
+        ("[" * 100_000, "at most 32 deep"),
+        ('"' + r"\"" * 500_000, "must be JSON"),
+        ('{"a": [' + "[]," * 200_000 + "0]}", "at most 131072 values"),
+        (b" " * (1 << 20) + b"{}", "at most 1048576 bytes; received more"),
         ("{", "must be JSON"),
         ("", "must be JSON"),
         (b"\xff\xfe{}", "must be UTF-8"),
@@ -54,3 +61,6 @@ def test_refused_at_once(tmp_path, content, message):
 def test_no_file(tmp_path):
     with pytest.raises(CheckpointError, match="file must be readable"):
         read_json(tmp_path / "none.json")
+    os.mkfifo(tmp_path / "pipe.json")  # to open it would wait for ever
+    with pytest.raises(CheckpointError, match="a file; received somethi"):
+        read_json(tmp_path / "pipe.json")
