@@ -252,8 +252,9 @@ def _flops():
 
 def _generate():
     """Greedy generation, ours and that of `transformers`."""
-    from keras_switch_train import generate_speed
+    from keras_switch_train import generate_speed, measure
 
+    print(f"the memory gives {measure.read_bandwidth():.1f} GB/s")
     rows = []
     for experts in _EXPERTS.value or (8,):
         rows += generate_speed.compare(
@@ -360,7 +361,8 @@ def _print_table(rows):
     for name in rows[0]:
         table.add_column(name, justify="right")
     for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
+        values = ("" if value is None else value for value in row.values())
+        table.add_row(*map(str, values))
     report.console().print(table)
 
 

@@ -47,7 +47,8 @@ def compare(
 
     Returns:
         A row for each batch and side, with the medians and, where there are
-        two sides, `transformers / ours`.
+        two sides, `transformers / ours`; at batch 1 also how fast a step read
+        the weights, to be set beside what the memory gives.
 
     Raises:
         RuntimeError: if the two sides generate different tokens: then they
@@ -96,6 +97,18 @@ def write_model(shape: Shape, folder: str, seed: int = 0) -> None:
     model.save_pretrained(folder)
 
 
+def bytes_of_step(shape: Shape) -> int:
+    """The float32 weights that a step at batch 1 must read, in bytes.
+
+    A decoder layer's attention to itself (4 matrices) and to the encoder's
+    output (2: keys and values are cached), its feed-forward or one expert, and
+    the logits.
+    """
+    width = shape.hidden_dim
+    layer = 6 * width**2 + 2 * width * shape.intermediate_dim
+    return 4 * (shape.layers * layer + VOCABULARY * width)
+
+
 def _rows(workers, shape, batch, repeats):
     batch_size, length = batch
     rng = np.random.default_rng(batch_size)
@@ -107,14 +120,21 @@ def _rows(workers, shape, batch, repeats):
     }
     answers = {side: worker.ask(request) for side, worker in workers.items()}
     _check_same(answers)
+    one_token = {**request, "new_tokens": 1}
+    for worker in workers.values():
+        worker.ask(one_token)  # which compiles
     seconds = {side: [] for side in workers}
+    first = {side: [] for side in workers}
     for _ in range(repeats):
         for side, worker in workers.items():
             seconds[side].append(worker.ask(request)["seconds"])
+            first[side].append(worker.ask(one_token)["seconds"])
     medians = {side: statistics.median(s) for side, s in seconds.items()}
     tokens = batch_size * shape.new_tokens
     rows = []
     for side, median in medians.items():
+        until_first = statistics.median(first[side])
+        a_token = (median - until_first) / (shape.new_tokens - 1)
         row = {
             "side": side,
             "experts": shape.experts,
@@ -124,7 +144,11 @@ def _rows(workers, shape, batch, repeats):
             "s": round(median, 3),
             "best s": round(min(seconds[side]), 3),
             "worst s": round(max(seconds[side]), 3),
+            "first token s": round(until_first, 3),
+            "ms a token": round(1e3 * a_token, 2),
         }
+        rate = bytes_of_step(shape) / a_token / 1e9
+        row["weights GB/s"] = round(rate, 1) if batch_size == 1 else None
         if len(medians) > 1:
             row["times as fast"] = round(medians["transformers"] / median, 2)
         rows.append(row)

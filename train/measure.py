@@ -3,6 +3,7 @@
 The one module beside `keras_switch.ops` that asks which backend is in use.
 """
 
+import concurrent.futures
 import os
 import platform
 import statistics
@@ -12,6 +13,7 @@ from importlib import metadata
 from typing import Any, NamedTuple
 
 import keras
+import numpy as np
 
 _BACKEND = keras.backend.backend()
 
@@ -64,6 +66,19 @@ def _cpu_model():
                 if line.startswith("model name"):
                     return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def read_bandwidth(megabytes: int = 400, repeats: int = 9) -> float:
+    """What the memory gives to all cores that read at once, in GB/s."""
+    cores = len(os.sched_getaffinity(0))
+    parts = np.array_split(np.ones(megabytes * 250_000, "float32"), cores)
+    samples = []
+    with concurrent.futures.ThreadPoolExecutor(cores) as pool:
+        for _ in range(repeats):
+            start = time.perf_counter()
+            list(pool.map(np.max, parts))
+            samples.append(time.perf_counter() - start)
+    return sum(part.nbytes for part in parts) / statistics.median(samples) / 1e9
 
 
 def compiled(function: Callable) -> Callable:

@@ -54,8 +54,9 @@ def load_backbone(
 ) -> SwitchBackbone:
     """Makes a backbone from a folder in Hugging Face layout.
 
-    Weights are read tensor by tensor from memory-mapped files: at its peak it
-    takes the model and a sparse layer's kernel.
+    Weights are read tensor by tensor from memory-mapped files, one file open at
+    a time: at its peak it takes the model, a file's pages and a sparse layer's
+    kernel.
 
     Args:
         folder: Holds `config.json` of model type `switch_transformers` or
@@ -81,6 +82,7 @@ def load_backbone(
     backbone = SwitchBackbone(**{**configuration.arguments, **arguments})
     if load_weights:
         _assign(backbone, configuration, tensors)
+        tensors.close()
     return backbone
 
 
@@ -111,23 +113,38 @@ def _from_embedding(entry):
 
 
 class _Tensors:
-    """The tensors of a folder's safetensors files, by name."""
+    """The tensors of a folder's safetensors files, by name.
+
+    One file is open at a time: pages of a mapped file that were read count as
+    this process's memory until it is closed.
+    """
 
     def __init__(self, folder):
         self.folder = folder
-        self.shapes, self.dtypes, self._files = {}, {}, {}
-        for file, names in _files(folder).items():
-            self._open(folder / file, names)
+        self.shapes, self.dtypes, self._paths = {}, {}, {}
+        self._path = self._file = None
+        for name, tensors in _files(folder).items():
+            self._list(folder / name, tensors)
 
-    def _open(self, path, expected):
-        safetensors = _safetensors()
-        try:
-            file = safetensors.safe_open(path, framework="np")
-            names = set(file.keys())
-        except (OSError, safetensors.SafetensorError) as error:
-            raise CheckpointError(
-                path, "content", "a whole safetensors file", error
-            ) from None
+    def _open(self, path):
+        if path != self._path:
+            safetensors = _safetensors()
+            self.close()
+            try:
+                self._file = safetensors.safe_open(path, framework="np")
+            except (OSError, safetensors.SafetensorError) as error:
+                raise CheckpointError(
+                    path, "content", "a whole safetensors file", error
+                ) from None
+            self._path = path
+        return self._file
+
+    def close(self):
+        self._path = self._file = None
+
+    def _list(self, path, expected):
+        file = self._open(path)
+        names = set(file.keys())
         if expected is not None and names != expected:
             differ = sorted(names ^ expected)[0]
             raise CheckpointError(
@@ -138,10 +155,10 @@ class _Tensors:
             self.shapes[name] = tuple(part.get_shape())
             kind = part.get_dtype()
             self.dtypes[name] = _DTYPES.get(kind, kind)
-            self._files[name] = file
+            self._paths[name] = path
 
     def read(self, name):
-        return self._files[name].get_tensor(name)
+        return self._open(self._paths[name]).get_tensor(name)
 
 
 def _safetensors():

@@ -119,7 +119,8 @@ class Attention(keras.layers.Layer):
             )
         key, value = keys_values  # [B, N, S, H]
         weights = self._weights(query, key, attention_mask, position_bias)
-        weights = self.dropout_layer(weights, training=training)
+        if training:  # A call of a layer is dear in eager decoding.
+            weights = self.dropout_layer(weights, training=training)
         y = ops.einsum("bnts,bnsh->btnh", weights, value)
         y = self.output_dense(self._merge_heads(y))  # [B, T, D]
         return y if cache is None else (y, keys_values)

@@ -91,7 +91,8 @@ class Experts(keras.layers.Layer):
 
         parts = [apply(wi, x) for wi in self._wi]
         hidden = feed_forward.activate(self._activation, parts)
-        hidden = self._dropout(hidden, training=training)
+        if training:  # A call of a layer is dear in eager decoding.
+            hidden = self._dropout(hidden, training=training)
         return apply(self.wo, hidden)
 
     def compute_output_shape(self, input_shape: tuple, *_: Any) -> tuple:

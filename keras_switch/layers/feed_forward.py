@@ -75,7 +75,9 @@ class FeedForward(keras.layers.Layer):
 
     def call(self, x, training=None):
         hidden = activate(self._activation, [wi(x) for wi in self._wi])
-        return self.wo(self._dropout(hidden, training=training))
+        if training:  # A call of a layer is dear in eager decoding.
+            hidden = self._dropout(hidden, training=training)
+        return self.wo(hidden)
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
         return input_shape

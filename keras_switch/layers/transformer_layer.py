@@ -197,7 +197,9 @@ class TransformerLayer(keras.layers.Layer):
         return self.feed_forward(y, training=training, **arguments)
 
     def _add(self, x, y, training):
-        x = x + self.dropout_layer(y, training=training)
+        if training:  # A call of a layer is dear in eager decoding.
+            y = self.dropout_layer(y, training=training)
+        x = x + y
         if self.compute_dtype != "float16":
             return x
         # The residual of a trained T5 outgrows float16, and the next norm

@@ -56,6 +56,16 @@ def matmul_by_row_reference(rows: Any, expert_index: Any, kernel: Any) -> Any:
 
 @compiled()
 def _matmul_by_row(rows, expert_index, kernel):
+    # Rows of one expert one after the other: its matrix stays in the cache.
+    order = ops.argsort(expert_index)
+    back = ops.argsort(order)
+    rows = ops.take(rows, order, axis=0)
+    expert_index = ops.take(expert_index, order, axis=0)
+    products = _in_turn(rows, expert_index, kernel)
+    return ops.take(products, back, axis=0)
+
+
+def _in_turn(rows, expert_index, kernel):
     num_experts = kernel.shape[0]
     if has_values(expert_index):
         return _loop(rows, expert_index, kernel)
