@@ -1,4 +1,4 @@
-"""All checks: ruff, then pytest once for each backend.
+"""All checks: ruff, bandit, then pytest once for each backend.
 
     python -m tests
 
@@ -36,6 +36,11 @@ def main(arguments: list[str]) -> int:
         "ruff check": run("ruff check", [*python, "ruff", "check", "."]),
         "ruff format": run(
             "ruff format", [*python, "ruff", "format", "--check", "."]
+        ),
+        "bandit": run(
+            "bandit",
+            [*python, "bandit", "-q", "-c", "pyproject.toml"]
+            + ["-r", "keras_switch", "train"],
         ),
     }
     for backend in BACKENDS:

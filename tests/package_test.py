@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import tomllib
 import zipfile
 from pathlib import Path
@@ -41,8 +42,8 @@ def run(*command, **options):
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """The wheel, built offline from a copy, so that no build/ is left here."""
+def source(tmp_path_factory):
+    """A copy of the sources, so that no build/ is left here."""
     source = tmp_path_factory.mktemp("source") / "keras_switch"
     source.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
@@ -53,9 +54,20 @@ def wheel(tmp_path_factory):
             source / name,
             ignore=shutil.ignore_patterns("__pycache__"),
         )
-    out = tmp_path_factory.mktemp("wheel")
-    build = ("-m", "pip", "wheel", "--no-deps", "--no-build-isolation")
-    run(*build, "--no-index", "-q", "-w", out, source)
+    return source
+
+
+@pytest.fixture(scope="module")
+def wheel(source, tmp_path_factory):
+    """The wheel, built offline."""
+    return build(source, tmp_path_factory.mktemp("wheel"))
+
+
+def build(source, out):
+    command = ("-m", "pip", "wheel", "--no-deps", "--no-build-isolation")
+    # The moment that every file in it is dated to.
+    environment = {**os.environ, "SOURCE_DATE_EPOCH": "1704067200"}
+    run(*command, "--no-index", "-q", "-w", out, source, env=environment)
     (path,) = out.glob("*.whl")
     return path
 
@@ -78,6 +90,21 @@ def python_files(folder):
     return {
         path.relative_to(ROOT / folder).as_posix()
         for path in (ROOT / folder).rglob("*.py")
+    }
+
+
+def test_wheel_built_twice_is_the_same(wheel, source, tmp_path):
+    later = time.time() + 100
+    for path in source.rglob("*.py"):
+        os.utime(path, (later, later))
+    assert build(source, tmp_path).read_bytes() == wheel.read_bytes()
+
+
+def test_wheel_carries_neither_tests_nor_binaries(names):
+    assert not [name for name in names if "tests/" in name]
+    suffixes = {name.rpartition(".")[2] for name in names}
+    assert suffixes <= {"py", "json", "txt", "typed"} | {
+        name.rpartition(".")[2] for name in names if ".dist-info/" in name
     }
 
 

@@ -199,7 +199,8 @@ def _plan():
             for name, function in compiled.items()
         }
         results = [ops.convert_to_numpy(call()) for call in calls.values()]
-        assert (results[0] == results[1]).all()
+        if not (results[0] == results[1]).all():
+            raise RuntimeError("The two methods must agree; they differ.")
         times = measure.interleaved(calls, _REPEATS.value)
         for name, function in functions.items():
             row = {"tokens": tokens, "experts": experts, "method": name}

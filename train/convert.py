@@ -16,8 +16,6 @@ again and its logits on random tokens are compared with the source's; with
 """
 
 import os
-import shutil
-import tempfile
 
 import numpy as np
 from absl import flags as absl_flags
@@ -135,20 +133,14 @@ def _map(backbone, kind):
 
 
 def _write(lm):
+    from keras_switch import files
+
     target = os.path.abspath(_TARGET.value)
     if _TO.value == "huggingface":
         lm.export_to_transformers(target)
         return
-    parent = os.path.dirname(target)
-    os.makedirs(parent, exist_ok=True)
-    partial = tempfile.mkdtemp(prefix=".partial-", dir=parent)
-    try:
-        lm.save_to_preset(partial)
-        os.chmod(partial, 0o755)
-        os.replace(partial, target)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    with files.atomic_folder(target) as temporary:
+        lm.save_to_preset(str(temporary))
 
 
 def _inputs(vocabulary_size):
@@ -191,7 +183,7 @@ def _run_transformers(folder, x):
         from transformers import AutoModelForSeq2SeqLM
     except ImportError as error:
         raise ValueError(f"pip install transformers torch: {error}") from error
-    model = AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
+    model = AutoModelForSeq2SeqLM.from_pretrained(folder).eval()  # nosec B615
     with torch.inference_mode():
         return model(
             input_ids=torch.tensor(x["encoder_token_ids"]).long(),

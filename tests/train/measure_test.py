@@ -60,3 +60,7 @@ def test_interleaved_takes_turns_and_leaves_the_first_two_out(monkeypatch):
     )
     assert calls == ["a", "b"] * 5
     assert times == {"a": (1, 1), "b": (2, 2)}
+
+
+def test_memory_is_read_at_a_plausible_rate():
+    assert 0.1 < measure.read_bandwidth(megabytes=40, repeats=3) < 10_000
