@@ -10,6 +10,7 @@ it is imported. Arguments are handed to pytest:
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -43,15 +44,21 @@ def main(arguments: list[str]) -> int:
             + ["-r", "keras_switch", "train"],
         ),
     }
-    for backend in BACKENDS:
-        results[f"pytest on {backend}"] = run(
-            f"pytest on {backend}",
-            [*python, "pytest", "-q", "-n", "2", *arguments],
-            KERAS_BACKEND=backend,
-            # Two workers on two cores: more threads would only wait.
-            OMP_NUM_THREADS="1",
-            TF_CPP_MIN_LOG_LEVEL="2",
-        )
+    with tempfile.TemporaryDirectory() as programs:
+        for backend in BACKENDS:
+            results[f"pytest on {backend}"] = run(
+                f"pytest on {backend}",
+                [*python, "pytest", "-q", "-n", "2", *arguments],
+                KERAS_BACKEND=backend,
+                # Two workers on two cores: more threads would only wait.
+                OMP_NUM_THREADS="1",
+                TF_CPP_MIN_LOG_LEVEL="2",
+                # Tests compile the same small models again and again: within
+                # a run, JAX may share what it compiled.
+                JAX_COMPILATION_CACHE_DIR=programs,
+                JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.05",
+                JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="-1",
+            )
     print()
     for title, passed in results.items():
         print(f"{title}: {'passed' if passed else 'FAILED'}")
