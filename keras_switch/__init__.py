@@ -3,6 +3,10 @@
 Importing it registers every class with Keras, so that saved models load.
 """
 
+from keras_switch import versions as versions  # refuses wrong ones at once
+
+# isort: split
+
 from keras_switch import callbacks as callbacks
 from keras_switch import convert as convert
 from keras_switch import data as data
@@ -11,6 +15,7 @@ from keras_switch import layers as layers
 from keras_switch import losses as losses
 from keras_switch import models as models
 from keras_switch import optimizers as optimizers
+from keras_switch import resume as resume
 from keras_switch import schedules as schedules
 from keras_switch.callbacks import RoutingMonitor as RoutingMonitor
 from keras_switch.layers import ExpertChoiceRouter as ExpertChoiceRouter
@@ -27,5 +32,6 @@ from keras_switch.models import (
 )
 from keras_switch.models import SwitchTokenizer as SwitchTokenizer
 from keras_switch.parameters import count_parameters as count_parameters
+from keras_switch.resume import ResumableCheckpoint as ResumableCheckpoint
 
 __version__ = "0.1.0"

@@ -79,6 +79,20 @@ class RoutingMonitor(keras.callbacks.Callback):
         self._validation = {f"val_{name}": means[name] for name in means}
         self._calls, self._totals, self._counts = self._kept
 
+    def get_state(self) -> dict[str, Any]:
+        """What a resumed epoch needs, for `ResumableCheckpoint`."""
+        return {
+            "calls": self._calls,
+            "totals": self._totals,
+            "counts": self._counts,
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Takes back what `get_state` returned."""
+        self._calls = state["calls"]
+        self._totals = dict(state["totals"])
+        self._counts = dict(state["counts"])
+
     def _restart(self) -> None:
         self._calls = 0
         self._totals: dict[str, float] = {}

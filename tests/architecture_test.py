@@ -16,6 +16,7 @@ BACKENDS = {"jax", "jaxlib", "torch", "tensorflow", "flax", "optax"}
 LEVELS = {
     "ops": 0,
     "files": 0,
+    "versions": 0,
     "losses": 0,
     "layers": 1,
     "models": 2,
@@ -28,6 +29,7 @@ LEVELS = {
     "callbacks": 3,
     "convert": 3,
     "parameters": 3,
+    "resume": 3,
 }
 
 

@@ -18,6 +18,8 @@ from rich.progress import (
 class StopAfter(keras.callbacks.Callback):
     """Ends training after so many minutes or steps, whichever comes first.
 
+    In a resumed run, what came before counts too.
+
     Args:
         minutes: Since training began, evaluation included; `None`: no limit.
         steps: `None`: no limit.
@@ -32,9 +34,16 @@ class StopAfter(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         self.start = time.monotonic()
 
+    def get_state(self):
+        return {"done": self.done, "elapsed": self._elapsed()}
+
+    def set_state(self, state):
+        self.done = state["done"]
+        self.start = time.monotonic() - state["elapsed"]
+
     def on_train_batch_end(self, batch, logs=None):
         self.done += 1
-        elapsed = time.monotonic() - self.start
+        elapsed = self._elapsed()
         late = self.minutes is not None and elapsed > 60 * self.minutes
         if late or self.done == self.steps:
             self.model.stop_training = True
@@ -44,11 +53,13 @@ class StopAfter(keras.callbacks.Callback):
         """How much of the shorter limit is used up, from 0 to 1."""
         fractions = [0.0]
         if self.minutes:
-            elapsed = time.monotonic() - self.start
-            fractions.append(elapsed / (60 * self.minutes))
+            fractions.append(self._elapsed() / (60 * self.minutes))
         if self.steps:
             fractions.append(self.done / self.steps)
         return min(1.0, max(fractions))
+
+    def _elapsed(self):
+        return time.monotonic() - self.start
 
 
 class Report(keras.callbacks.Callback):
@@ -57,7 +68,7 @@ class Report(keras.callbacks.Callback):
     Adds `step`, `steps_per_second` and `tokens_per_second` to the logs, so
     that they reach `History` and files; give it before other callbacks. Rates
     are taken from the end of an interval's first step, which may compile, to
-    the end of its last.
+    the end of its last; in an interval that was resumed, from then on.
 
     Args:
         limit: The `StopAfter` of this training.
@@ -79,6 +90,12 @@ class Report(keras.callbacks.Callback):
             transient=True,
         )
         self.step = 0
+
+    def get_state(self):
+        return {"step": self.step}
+
+    def set_state(self, state):
+        self.step = state["step"]
 
     def on_train_begin(self, logs=None):
         self.bar.start()

@@ -8,6 +8,7 @@ import glob
 import importlib.util
 import logging as logging_of_python
 import os
+import signal
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,8 @@ from absl import app, flags, logging
 
 from keras_switch_train import heap
 
+# `keras_switch.resume.EXIT_CODE`, which can't be imported before the flags.
+_AGAIN = 75
 BACKENDS = ("jax", "tensorflow", "torch")
 
 # Not an enum: its default is checked at once, before there is a flag to blame.
@@ -126,6 +129,7 @@ def run(
     uses: Sequence[str],
     requires: Sequence[str] = (),
     trained: bool = False,
+    resumes: bool = False,
 ) -> None:
     """Parses the flags, sets the backend, then calls `main`.
 
@@ -139,6 +143,9 @@ def run(
             absl are always allowed.
         requires: Names of flags that must be given.
         trained: Whether the preset must be a folder with weights.
+        resumes: Whether the same command goes on where it was stopped. Then
+            SIGTERM and SIGINT end the process with code 75 also while it does
+            not train.
     """
     name = os.path.basename(sys.argv[0])
     module = main.__module__
@@ -154,6 +161,8 @@ def run(
 
     def guarded(_):
         try:
+            if resumes:
+                _exit_on_signals()
             _prepare()
             main()
         except UsageError as error:
@@ -230,6 +239,16 @@ def _prepare():
     logging_of_python.getLogger("jax").setLevel(logging_of_python.WARNING)
     if RETAIN_HEAP.value:
         logging.info("%s", heap.retain())
+
+
+def _exit_on_signals():
+    """`fit` with a `ResumableCheckpoint` has handlers of its own."""
+
+    def stop(number, frame):
+        sys.exit(_AGAIN)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
 
 
 def _fail(name, error):

@@ -7,6 +7,9 @@ documents as it falls, saves a preset, fills in blanks in held-out text with it
 and draws plots. On two cores expect the held-out loss to fall by several nats;
 five minutes teach frequent words, not knowledge.
 
+Killed, or told to stop by SIGTERM or Ctrl-C, the same command goes on where it
+was; told to stop, it exits with code 75. docs/resume.md says what is promised.
+
 The work directory then holds:
 
     preset/         the model with its tokenizer; --preset of the other binaries
@@ -17,6 +20,7 @@ The work directory then holds:
     routing.json    load, drop, entropy and specialisation of every router
     *.png           plots of all these
     tensorboard/    event files, if TensorBoard is installed
+    checkpoints/    where the same command goes on; remove it to begin anew
 
 More:
 
@@ -64,6 +68,9 @@ _BALANCE_LOSS = absl_flags.DEFINE_float(
     "Weight of the load-balancing loss of all routers. Default: the preset's, "
     "which is the paper's 0.01.",
     lower_bound=0,
+)
+_SAVE_EVERY = absl_flags.DEFINE_integer(
+    "save_every", 200, "Steps between checkpoints.", lower_bound=1
 )
 _SAMPLES = absl_flags.DEFINE_integer(
     "samples", 4, "Held-out texts to fill blanks in.", lower_bound=0
@@ -120,17 +127,17 @@ def main() -> None:
     limit = callbacks.StopAfter(_MINUTES.value or None, _STEPS.value or None)
     report = callbacks.Report(limit, corpus.tokens_per_step(pipeline))
     log_files = callbacks.files(workdir)
+    checkpoint = _make_checkpoint(pipeline, workdir)
+
+    stop_on_nan = keras.callbacks.TerminateOnNaN()
 
     # Fit and save.
-    history = model.fit(
-        pipeline.dataset(),
-        steps_per_epoch=_EVAL_EVERY.value,
-        epochs=_MANY,
-        validation_data=held_out.dataset(),
-        callbacks=[keras.callbacks.TerminateOnNaN(), limit, report, *log_files],
-        shuffle=False,  # the pipeline does
-        verbose=0,
-    ).history
+    history = _fit(
+        model,
+        held_out,
+        checkpoint,
+        [stop_on_nan, limit, report, *log_files, checkpoint],
+    )
     _refuse_divergence(model, history)
     _save(model, tokenizer, pipeline, workdir)
     _write_history(history, workdir)
@@ -155,6 +162,7 @@ def run() -> None:
             "workdir",
         ),
         requires=("workdir",),
+        resumes=True,
     )
 
 
@@ -193,6 +201,34 @@ def _make_optimizer():
     return optimizers.Adafactor(
         schedules.InverseSquareRoot(_LEARNING_RATE.value * warmup**0.5, warmup)
     )
+
+
+def _make_checkpoint(pipeline, workdir):
+    from keras_switch import resume
+
+    return resume.ResumableCheckpoint(
+        os.path.join(workdir, "checkpoints"),
+        data=pipeline,
+        save_every=_SAVE_EVERY.value,
+    )
+
+
+def _fit(model, held_out, checkpoint, callbacks):
+    """Trains, or goes on; a run begun with other flags is refused."""
+    from keras_switch import files
+
+    try:
+        return model.fit(
+            checkpoint.dataset(),
+            steps_per_epoch=_EVAL_EVERY.value,
+            epochs=_MANY,
+            validation_data=held_out.dataset(),
+            callbacks=callbacks,
+            shuffle=False,  # the pipeline does
+            verbose=0,
+        ).history
+    except files.CheckpointError as error:
+        raise flags.UsageError(f"--workdir: {error}") from error
 
 
 def _describe(model, pipeline, documents):

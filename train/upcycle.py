@@ -16,8 +16,6 @@ when to choose which router.
 """
 
 import os
-import shutil
-import tempfile
 
 import numpy as np
 from absl import flags as absl_flags
@@ -206,20 +204,14 @@ def _parameters(name, model):
 
 
 def _save(model):
-    """Writes beside the output, then renames: it is whole or absent."""
-    output = os.path.abspath(_OUTPUT.value)
-    with flags.blame("output"):
-        os.makedirs(os.path.dirname(output), exist_ok=True)
-        partial = tempfile.mkdtemp(
-            prefix=".partial-", dir=os.path.dirname(output)
-        )
-        try:
-            model.save_to_preset(partial)
-            os.chmod(partial, 0o755)  # mkdtemp's is for its owner alone
-            os.replace(partial, output)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
+    """The folder is whole or absent."""
+    from keras_switch import files
+
+    with (
+        flags.blame("output"),
+        files.atomic_folder(_OUTPUT.value) as temporary,
+    ):
+        model.save_to_preset(str(temporary))
 
 
 if __name__ == "__main__":
