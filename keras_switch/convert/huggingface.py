@@ -1,11 +1,10 @@
 """Checkpoints in the layout of Hugging Face `transformers`, in and out."""
 
 import json
+import math
 import os
 import pathlib
 import re
-import shutil
-import tempfile
 from typing import Any
 
 import numpy as np
@@ -13,17 +12,24 @@ from keras import ops
 
 from keras_switch.convert import rules
 from keras_switch.convert.checkpoint import assign, theirs
+from keras_switch.convert.hub import download
 from keras_switch.convert.huggingface_config import (
     Configuration,
     configuration_of,
     read_configuration,
 )
-from keras_switch.files import CheckpointError, read_json
+from keras_switch.files import (
+    CheckpointError,
+    atomic_folder,
+    file_inside,
+    read_json,
+)
 from keras_switch.models import (
     SwitchBackbone,
     SwitchSeq2SeqLM,
     SwitchTokenizer,
 )
+from keras_switch.models.preset_budget import check_size
 from keras_switch.models.presets import LAYOUTS, Layout
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -32,8 +38,6 @@ _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _EMBEDDING, _LOGITS = "shared.weight", "lm_head.weight"
 _COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
-# What a folder's files are downloaded by; never a pickle, never code.
-_PATTERNS = ["*.json", "*.safetensors", "spiece.model"]
 
 
 def is_huggingface(folder: str | os.PathLike) -> bool:
@@ -45,12 +49,16 @@ def is_huggingface(folder: str | os.PathLike) -> bool:
     Raises:
         CheckpointError: if the folder's `config.json` is not JSON.
     """
-    path = pathlib.Path(folder) / "config.json"
-    return path.is_file() and "model_type" in read_json(path)
+    if not os.path.lexists(pathlib.Path(folder) / "config.json"):
+        return False
+    return "model_type" in read_json(file_inside(folder, "config.json")[0])
 
 
 def load_backbone(
-    folder: str | os.PathLike, load_weights: bool = True, **arguments: Any
+    folder: str | os.PathLike,
+    load_weights: bool = True,
+    max_bytes: int | None = None,
+    **arguments: Any,
 ) -> SwitchBackbone:
     """Makes a backbone from a folder in Hugging Face layout.
 
@@ -62,6 +70,8 @@ def load_backbone(
         folder: Holds `config.json` of model type `switch_transformers` or
             `t5`, and `model.safetensors` or its shards and their index.
         load_weights: Whether to load weights.
+        max_bytes: Refuse a model whose weights would take more memory;
+            `None`: more than is free.
         **arguments: Arguments of `SwitchBackbone` to override. Evaluation is
             dropless unless a `capacity` is given: a number, or `"checkpoint"`
             for the `expert_capacity` of `config.json`, with which
@@ -74,16 +84,30 @@ def load_backbone(
         CheckpointError: if anything is not as it must be.
     """
     folder = pathlib.Path(folder)
-    configuration = read_configuration(folder / "config.json")
+    _check_links(folder)
+    path = folder / "config.json"
+    configuration = read_configuration(path)
     if arguments.get("capacity") == "checkpoint":
         arguments["capacity"] = configuration.expert_capacity
+    arguments = {**configuration.arguments, **arguments}
+    check_size(path, arguments, max_bytes)
     # Found before memory is taken for the model.
     tensors = _Tensors(folder) if load_weights else None
-    backbone = SwitchBackbone(**{**configuration.arguments, **arguments})
+    if load_weights:
+        count = sum(map(math.prod, tensors.shapes.values()))
+        check_size(folder, arguments, max_bytes, count)
+    backbone = SwitchBackbone(**arguments)
     if load_weights:
         _assign(backbone, configuration, tensors)
         tensors.close()
     return backbone
+
+
+def _check_links(folder):
+    """Refuses links that lead out of the folder, whatever is read of it."""
+    for name in sorted(os.listdir(folder)):
+        if name.endswith((".json", ".safetensors", ".model")):
+            file_inside(folder, name)
 
 
 def _assign(backbone, configuration, tensors):
@@ -178,7 +202,7 @@ def _files(folder):
         return {WEIGHTS: None}
     if not (folder / INDEX).is_file():
         raise _no_weights(folder)
-    index = read_json(folder / INDEX, max_bytes=64 << 20)
+    index = read_json(folder / INDEX, max_bytes=16 << 20)
     shards = {}
     where = index.get("weight_map")
     if not isinstance(where, dict) or not where:
@@ -231,36 +255,9 @@ def load_tokenizer(
     """
     from keras_switch.convert.tokenizer import read_proto
 
+    _check_links(pathlib.Path(folder))
     proto, extra_ids = read_proto(folder)
     return SwitchTokenizer(**{"extra_ids": extra_ids, **arguments}, proto=proto)
-
-
-def download(handle: str) -> str | None:
-    """Downloads a model from the Hugging Face Hub, at one commit.
-
-    Args:
-        handle: `"hf://org/name"`, or `"hf://org/name@revision"`.
-
-    Returns:
-        The folder, or `None` if what lies there is not in this layout (a
-        Keras preset, which KerasHub downloads itself).
-    """
-    try:
-        import huggingface_hub as hub
-    except ImportError:
-        raise ImportError(
-            "hf:// handles need huggingface_hub: "
-            'pip install "keras-switch[convert]".'
-        ) from None
-    name, _, revision = handle.removeprefix("hf://").partition("@")
-    # One commit for all files: a branch may move between two of them.
-    commit = hub.HfApi().model_info(name, revision=revision or None).sha
-    config = hub.hf_hub_download(name, "config.json", revision=commit)
-    if not is_huggingface(pathlib.Path(config).parent):
-        return None
-    return hub.snapshot_download(
-        name, revision=commit, allow_patterns=_PATTERNS
-    )
 
 
 def has_tokenizer(folder: str | os.PathLike) -> bool:
@@ -298,19 +295,12 @@ def export_to_transformers(
         raise FileExistsError(
             f"folder must not exist, or be empty; received {folder}."
         )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = tempfile.mkdtemp(prefix=".partial-", dir=folder.parent)
-    try:
-        _write(pathlib.Path(partial), backbone, configuration, max_shard_bytes)
+    with atomic_folder(folder) as temporary:
+        _write(temporary, backbone, configuration, max_shard_bytes)
         if preprocessor is not None:
             from keras_switch.convert.tokenizer import write_tokenizer
 
-            write_tokenizer(preprocessor.tokenizer, partial)
-        os.chmod(partial, 0o755)  # mkdtemp's is for its owner alone
-        os.replace(partial, folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+            write_tokenizer(preprocessor.tokenizer, temporary)
 
 
 def _write(folder, backbone, configuration: Configuration, max_shard_bytes):

@@ -8,7 +8,9 @@ import keras
 from keras_switch.convert import rules
 from keras_switch.files import CheckpointError, read_json
 from keras_switch.layers import SwitchLayer, SwitchRouter, TopKRouter
+from keras_switch.models.preset_config import MAX_LAYERS
 
+_LARGEST = 2**31 - 1
 # Drops nothing: more slots than any sequence has tokens.
 _NO_CAPACITY = 1 << 20
 
@@ -117,6 +119,9 @@ def _read(path, config, name, field):
         raise CheckpointError(path, name, f"a {field.kind.__name__}", received)
     if field.lowest is not None and value < field.lowest:
         raise CheckpointError(path, name, f"at least {field.lowest}", value)
+    highest = MAX_LAYERS if name.endswith("_layers") else _LARGEST
+    if type(value) is int and value > highest:
+        raise CheckpointError(path, name, f"at most {highest}", "more")
     return value
 
 

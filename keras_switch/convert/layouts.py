@@ -8,7 +8,12 @@ from keras_switch.convert import rules
 from keras_switch.convert.huggingface import is_huggingface
 from keras_switch.convert.huggingface_config import configuration_of
 from keras_switch.convert.t5x import load_t5x
+from keras_switch.convert.upcycle import UnitGateRouter
 from keras_switch.models import SwitchBackbone, SwitchSeq2SeqLM
+from keras_switch.models.preset_config import ROUTER, ROUTER_FIELDS
+
+# A preset may have this router, too, which lies above what reads presets.
+ROUTER_FIELDS["keras_switch>UnitGateRouter"] = (UnitGateRouter, ROUTER)
 
 
 def kind_of(folder: str | os.PathLike) -> str:

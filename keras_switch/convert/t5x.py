@@ -17,6 +17,7 @@ from keras_switch.convert.checkpoint import assign
 from keras_switch.convert.t5x_msgpack import read_leaves
 from keras_switch.files import CheckpointError
 from keras_switch.models import SwitchBackbone
+from keras_switch.models.preset_budget import check_size
 
 _SCANNED = re.compile(r"(encoder|decoder)/\1/(?:subblock_(\d+)/)?(.+)")
 _TABLE = "relpos_bias/rel_embedding"
@@ -26,11 +27,15 @@ _STACKS = ("encoder", "decoder")
 _MAX_LAYERS = 1000
 
 
-def load_t5x(folder: str | os.PathLike, **arguments: Any) -> SwitchBackbone:
+def load_t5x(
+    folder: str | os.PathLike, *, max_bytes: int | None = None, **arguments: Any
+) -> SwitchBackbone:
     """Makes a backbone from a T5X checkpoint, with its weights.
 
     Args:
         folder: Folder of one checkpoint (`checkpoint_1000000`).
+        max_bytes: Refuse a model whose weights would take more memory;
+            `None`: more than is free.
         **arguments: Arguments of `SwitchBackbone`, such as `dropout`: what
             does not follow from shapes, or is to be another.
 
@@ -49,7 +54,9 @@ def load_t5x(folder: str | os.PathLike, **arguments: Any) -> SwitchBackbone:
     ```
     """
     checkpoint = T5XCheckpoint(folder)
-    backbone = SwitchBackbone(**{**read_arguments(checkpoint), **arguments})
+    arguments = {**read_arguments(checkpoint), **arguments}
+    check_size(checkpoint.folder, arguments, max_bytes)
+    backbone = SwitchBackbone(**arguments)
     # Layers that are stored together come together: each array is read once.
     entries = sorted(
         rules.entries(backbone, rules.T5X),

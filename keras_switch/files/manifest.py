@@ -12,6 +12,7 @@ from keras_switch.files.json_file import read_json
 
 MANIFEST = "manifest.json"
 VERSION = 1
+_MAX_SIZE = 1 << 62
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -74,8 +75,11 @@ def _entry(path, name, value, is_known):
         )
     _check_keys(path, name, value, {"size", "sha256"})
     size, digest = value["size"], value["sha256"]
-    if type(size) is not int or size < 0:
-        raise CheckpointError(path, f"{name}.size", "a size", repr(size))
+    if type(size) is not int or not 0 <= size < _MAX_SIZE:
+        received = repr(size)[:40] if type(size) is not int else "another"
+        raise CheckpointError(
+            path, f"{name}.size", f"an int from 0 to {_MAX_SIZE}", received
+        )
     if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
         raise CheckpointError(
             path, f"{name}.sha256", "64 hexadecimal digits", repr(digest)

@@ -1,10 +1,7 @@
 """Where presets lie: in this package, in folders, and in other layouts."""
 
-import json
 import os
 from typing import Any, NamedTuple
-
-import keras
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # An installed wheel carries the folder, a checkout has it beside the package.
@@ -12,7 +9,6 @@ _FOLDERS = (
     os.path.join(_PACKAGE, "presets"),
     os.path.join(os.path.dirname(_PACKAGE), "presets"),
 )
-_WEIGHTS = ("model.weights.h5", "model.weights.json")
 
 
 class Layout(NamedTuple):
@@ -22,7 +18,7 @@ class Layout(NamedTuple):
     load_backbone: Any  # folder, load_weights, **arguments -> SwitchBackbone
     has_tokenizer: Any  # folder -> bool
     load_tokenizer: Any  # folder, **arguments -> SwitchTokenizer
-    download: Any  # handle -> folder, or None where it is a Keras preset
+    download: Any  # handle -> folder, which may hold a Keras preset
     export: Any  # model, folder -> None
 
 
@@ -31,27 +27,42 @@ class Layout(NamedTuple):
 LAYOUTS: dict[str, Layout] = {}
 
 
-def find_layout(preset: Any) -> tuple[Layout, str] | None:
-    """The layout of a folder or a handle that is no Keras preset.
+class Found(NamedTuple):
+    """Where a preset is, and how to read it."""
 
-    A handle is downloaded to find out.
+    folder: str
+    layout: Layout | None  # None: it is a Keras preset
+    built_in: bool  # whether it is of this package
+
+
+def find_preset(preset: Any) -> Found:
+    """Finds a preset; one behind a handle is downloaded.
 
     Args:
-        preset: As for `resolve_preset`.
+        preset: A short name, a folder, or a handle such as `"hf://..."`.
 
     Returns:
-        The layout and the folder, or `None` if it is a Keras preset or not
-        there.
+        A `Found`.
+
+    Raises:
+        ValueError: if `preset` is none of these.
     """
-    folder = preset_paths().get(preset, preset) if preset else preset
-    for start, layout in LAYOUTS.items():
-        if isinstance(folder, str) and folder.startswith(start):
-            found = layout.download(folder)
-            return found and (layout, found)
-        is_path = isinstance(folder, str | os.PathLike)
-        if is_path and os.path.isdir(folder) and layout.matches(folder):
-            return layout, os.fspath(folder)
-    return None
+    folder = resolve_preset(preset)
+    if "://" in folder:
+        start = f"{folder.partition('://')[0]}://"
+        if start not in LAYOUTS:
+            raise ValueError(
+                f"A handle must start with {' or '.join(LAYOUTS)}; received "
+                f"preset={preset!r}. Download what others name, and pass the "
+                "folder."
+            )
+        folder = os.fspath(LAYOUTS[start].download(folder))
+    real = os.path.realpath(folder)
+    built_in = real in map(os.path.realpath, preset_paths().values())
+    for layout in LAYOUTS.values():
+        if layout.matches(folder):
+            return Found(folder, layout, built_in)
+    return Found(folder, None, built_in)
 
 
 class PresetListing:
@@ -77,18 +88,17 @@ def preset_paths() -> dict[str, str]:
     return {}
 
 
-def resolve_preset(preset: Any, load_weights: bool = False) -> str:
+def resolve_preset(preset: Any) -> str:
     """Turns a short name into a folder, and leaves folders and handles be.
 
     Args:
         preset: A short name, a folder, or a handle such as `"hf://..."`.
-        load_weights: Whether the caller is going to load weights.
 
     Returns:
         A folder or a handle.
 
     Raises:
-        ValueError: if `preset` is none of these, or has no weights to load.
+        ValueError: if `preset` is none of these.
     """
     try:
         preset = os.fspath(preset)
@@ -98,43 +108,9 @@ def resolve_preset(preset: Any, load_weights: bool = False) -> str:
         ) from None
     paths = preset_paths()
     folder = paths.get(preset, preset)
-    if "://" in folder:
-        return folder
-    if not os.path.isdir(folder):
+    if "://" not in folder and not os.path.isdir(folder):
         raise ValueError(
             'preset must be a folder, a handle such as "hf://owner/name" or '
             f"one of {', '.join(paths)}; received preset={preset!r}."
         )
-    has_weights = any(has_file(folder, name) for name in _WEIGHTS)
-    if load_weights and has_file(folder, "config.json") and not has_weights:
-        raise ValueError(
-            f"Preset {preset!r} carries no weights. Pass load_weights=False to "
-            "start from random ones."
-        )
     return folder
-
-
-def settle_dtype(folder: str, arguments: dict) -> None:
-    """Names the default dtype policy where KerasHub fails to.
-
-    It loads presets of any float dtype in the default policy, but does not
-    know the mixed ones for floats.
-
-    Args:
-        folder: What `resolve_preset` returned.
-        arguments: Arguments of `from_preset`; `dtype` is set in it.
-    """
-    local = "://" not in folder and has_file(folder, "config.json")
-    if arguments.get("dtype") is not None or not local:
-        return
-    with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
-        saved = json.load(file).get("config", {}).get("dtype")
-    if isinstance(saved, dict):
-        saved = saved.get("config", {}).get("name")
-    if str(saved).startswith("mixed_"):
-        arguments["dtype"] = keras.config.dtype_policy()
-
-
-def has_file(preset: str, name: str) -> bool:
-    """Whether a local preset folder holds a file; true for remote handles."""
-    return "://" in preset or os.path.isfile(os.path.join(preset, name))

@@ -17,17 +17,13 @@ from keras_switch.models.backbone_arguments import (
     plain,
     sparse_stacks,
 )
-from keras_switch.models.presets import (
-    LAYOUTS,
-    PresetListing,
-    find_layout,
-    resolve_preset,
-    settle_dtype,
-)
+from keras_switch.models.preset_loader import load_backbone
+from keras_switch.models.preset_model import PresetModel
+from keras_switch.models.presets import LAYOUTS
 
 
 @keras.saving.register_keras_serializable(package="keras_switch")
-class SwitchBackbone(keras_hub.models.Backbone):
+class SwitchBackbone(PresetModel, keras_hub.models.Backbone):
     """The encoder-decoder of Switch Transformers, without its logits.
 
     T5 1.1 with some feed-forwards replaced by mixtures of experts: RMS
@@ -116,7 +112,7 @@ class SwitchBackbone(keras_hub.models.Backbone):
         [Switch Transformers (Fedus et al., 2022)](https://arxiv.org/abs/2101.03961)
     """
 
-    presets = PresetListing()
+    preset_part = "backbone"
 
     def __init__(
         self,
@@ -352,26 +348,12 @@ class SwitchBackbone(keras_hub.models.Backbone):
         return config
 
     @classmethod
-    def from_preset(
-        cls, preset: str, load_weights: bool = True, **kwargs: Any
-    ) -> "SwitchBackbone":
-        """Makes a backbone from a preset.
+    def _from_folder(cls, folder, options, overrides):
+        return load_backbone(cls, folder, options, overrides)
 
-        Args:
-            preset: A short name (see `SwitchBackbone.presets`), a folder that
-                `save_to_preset` wrote, a KerasHub handle, or a folder or
-                `hf://` handle in the layout of `transformers`.
-            load_weights: Whether to load them; this package's have none.
-            **kwargs: Arguments of the backbone to override.
-
-        Returns:
-            A `SwitchBackbone`.
-        """
-        if (found := find_layout(preset)) is not None:
-            return found[0].load_backbone(found[1], load_weights, **kwargs)
-        folder = resolve_preset(preset, load_weights)
-        settle_dtype(folder, kwargs)
-        return super().from_preset(folder, load_weights, **kwargs)
+    @classmethod
+    def _from_layout(cls, layout, folder, load_weights, **kwargs):
+        return layout.load_backbone(folder, load_weights, **kwargs)
 
     def export_to_transformers(self, path: str) -> None:
         """Writes a new folder that `transformers` loads."""

@@ -14,14 +14,9 @@ from keras_switch.models.beam_sampler import BeamSampler
 from keras_switch.models.decoding import decode
 from keras_switch.models.fill_mask import fill_blanks
 from keras_switch.models.generation_inputs import check_request, read_inputs
-from keras_switch.models.presets import (
-    LAYOUTS,
-    PresetListing,
-    find_layout,
-    has_file,
-    resolve_preset,
-    settle_dtype,
-)
+from keras_switch.models.preset_loader import load_task
+from keras_switch.models.preset_model import PresetModel
+from keras_switch.models.presets import LAYOUTS
 from keras_switch.models.routing_metrics import RoutingMetrics
 from keras_switch.models.switch_backbone import SwitchBackbone
 from keras_switch.models.switch_seq_2_seq_lm_preprocessor import (
@@ -30,7 +25,7 @@ from keras_switch.models.switch_seq_2_seq_lm_preprocessor import (
 
 
 @keras.saving.register_keras_serializable(package="keras_switch")
-class SwitchSeq2SeqLM(keras_hub.models.Seq2SeqLM):
+class SwitchSeq2SeqLM(PresetModel, keras_hub.models.Seq2SeqLM):
     """A Switch Transformer that is trained on, and generates, text.
 
     The decoder's output times the transposed embedding (scaled by `D ** -0.5`)
@@ -75,7 +70,7 @@ class SwitchSeq2SeqLM(keras_hub.models.Seq2SeqLM):
 
     backbone_cls = SwitchBackbone
     preprocessor_cls = SwitchSeq2SeqLMPreprocessor
-    presets = PresetListing()
+    preset_part = "task"
 
     def __init__(
         self,
@@ -329,35 +324,6 @@ class SwitchSeq2SeqLM(keras_hub.models.Seq2SeqLM):
         logits = self.backbone.token_embedding(hidden_states, reverse=True)
         return ops.cast(logits, "float32")  # [B, T, V]
 
-    @classmethod
-    def from_preset(
-        cls, preset: str, load_weights: bool = True, **kwargs: Any
-    ) -> "SwitchSeq2SeqLM":
-        """Makes a model from a preset.
-
-        Args:
-            preset: A short name (see `SwitchSeq2SeqLM.presets`), a folder that
-                `save_to_preset` wrote, a handle that KerasHub knows, or a
-                folder or `hf://` handle in the layout of `transformers`.
-            load_weights: Whether to load weights. Presets of this package
-                carry none: pass `False`.
-            **kwargs: `dtype`, or arguments of the model to override; in the
-                layout of `transformers`, arguments of the backbone too. A
-                preset without a tokenizer makes a model with
-                `preprocessor=None`.
-
-        Returns:
-            A `SwitchSeq2SeqLM`.
-        """
-        found = find_layout(preset)
-        if found is not None:
-            return cls._from_layout(*found, load_weights, **kwargs)
-        folder = resolve_preset(preset, load_weights)
-        settle_dtype(folder, kwargs)
-        if not has_file(folder, "tokenizer.json"):
-            kwargs.setdefault("preprocessor", None)
-        return super().from_preset(folder, load_weights, **kwargs)
-
     def export_to_transformers(self, path: str) -> None:
         """Writes a folder that `transformers` loads: `keras_switch.convert`.
 
@@ -365,6 +331,10 @@ class SwitchSeq2SeqLM(keras_hub.models.Seq2SeqLM):
             path: A folder that does not exist yet, or is empty.
         """
         LAYOUTS["hf://"].export(self, path)
+
+    @classmethod
+    def _from_folder(cls, folder, options, overrides):
+        return load_task(cls, folder, options, overrides)
 
     @classmethod
     def _from_layout(cls, layout, folder, load_weights, **kwargs):

@@ -7,11 +7,10 @@ import keras_hub
 import numpy as np
 from keras import ops
 
-from keras_switch.models.presets import (
-    PresetListing,
-    find_layout,
-    resolve_preset,
-)
+from keras_switch.models.preset_folder import PresetFolder
+from keras_switch.models.preset_loader import load_preprocessor
+from keras_switch.models.preset_writer import preset_to_write
+from keras_switch.models.presets import PresetListing, find_preset
 from keras_switch.models.switch_backbone import SwitchBackbone
 from keras_switch.models.switch_tokenizer import SwitchTokenizer
 
@@ -168,22 +167,30 @@ class SwitchSeq2SeqLMPreprocessor(keras_hub.models.T5Seq2SeqLMPreprocessor):
         }
 
     @classmethod
-    def from_preset(cls, preset: str, *args: Any, **kwargs: Any) -> Any:
+    def from_preset(
+        cls, preset: str, *, allow_unverified: bool = False, **kwargs: Any
+    ) -> Any:
         """Makes a preprocessor from a preset.
 
         Args:
             preset: As in `SwitchBackbone.from_preset`; it must hold a
                 tokenizer.
+            allow_unverified: See there.
             **kwargs: Arguments to override. Folders in the layout of
                 `transformers` know no lengths: 512 and 128, if not given.
         """
-        found = find_layout(preset)
-        if found is not None:
-            layout, folder = found
+        folder, layout, built_in = find_preset(preset)
+        if layout is not None:
             lengths = {
                 "encoder_sequence_length": 512,
                 "decoder_sequence_length": 128,
             }
-            tokenizer = cls.tokenizer_cls.from_preset(folder)
+            tokenizer = layout.load_tokenizer(folder)
             return cls(tokenizer, **{**lengths, **kwargs})
-        return super().from_preset(resolve_preset(preset), *args, **kwargs)
+        folder = PresetFolder(folder, allow_unverified, built_in)
+        return load_preprocessor(cls, folder, kwargs)
+
+    def save_to_preset(self, preset_dir: str) -> None:
+        """Writes a preset; see `SwitchBackbone.save_to_preset`."""
+        with preset_to_write(preset_dir, "preprocessor") as folder:
+            super().save_to_preset(folder)

@@ -10,11 +10,10 @@ import keras_hub
 import numpy as np
 
 from keras_switch.layers.validation import check_number
-from keras_switch.models.presets import (
-    PresetListing,
-    find_layout,
-    resolve_preset,
-)
+from keras_switch.models.preset_folder import PresetFolder
+from keras_switch.models.preset_loader import load_tokenizer
+from keras_switch.models.preset_writer import preset_to_write
+from keras_switch.models.presets import PresetListing, find_preset
 from keras_switch.models.switch_backbone import SwitchBackbone
 from keras_switch.ops import strings
 
@@ -219,13 +218,26 @@ class SwitchTokenizer(keras_hub.tokenizers.SentencePieceTokenizer):
         }
 
     @classmethod
-    def from_preset(cls, preset: str, *args: Any, **kwargs: Any) -> Any:
-        """Makes a tokenizer from a preset; see `SwitchBackbone.from_preset`."""
-        found = find_layout(preset)
-        if found is not None:
-            layout, folder = found
+    def from_preset(
+        cls, preset: str, *, allow_unverified: bool = False, **kwargs: Any
+    ) -> Any:
+        """Makes a tokenizer from a preset; see `SwitchBackbone.from_preset`.
+
+        Args:
+            preset: See there.
+            allow_unverified: See there.
+            **kwargs: Arguments to override.
+        """
+        folder, layout, built_in = find_preset(preset)
+        if layout is not None:
             return layout.load_tokenizer(folder, **kwargs)
-        return super().from_preset(resolve_preset(preset), *args, **kwargs)
+        folder = PresetFolder(folder, allow_unverified, built_in)
+        return load_tokenizer(cls, folder, kwargs)
+
+    def save_to_preset(self, preset_dir: str) -> None:
+        """Writes a preset; see `SwitchBackbone.save_to_preset`."""
+        with preset_to_write(preset_dir, "tokenizer") as folder:
+            super().save_to_preset(folder)
 
 
 class _Encoder:

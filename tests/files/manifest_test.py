@@ -41,7 +41,7 @@ ENTRY = {"size": 2, "sha256": "0" * 64}
         ({"version": 1, "files": {"a.json": {"size": 2}}}, "sha256, size"),
         (
             {"version": 1, "files": {"a.json": ENTRY | {"size": -1}}},
-            "a.json.size must be a size; received -1",
+            "a.json.size must be an int from 0",
         ),
         (
             {"version": 1, "files": {"a.json": ENTRY | {"size": True}}},

@@ -5,7 +5,11 @@ import shutil
 import pytest
 
 from keras_switch.models import SwitchBackbone, SwitchSeq2SeqLM, presets
-from keras_switch.models.presets import preset_paths, resolve_preset
+from keras_switch.models.presets import (
+    find_preset,
+    preset_paths,
+    resolve_preset,
+)
 
 NAMES = {
     "switch_base_8",
@@ -115,7 +119,20 @@ def test_an_unknown_name_is_answered_with_the_known_ones():
 def test_folders_and_handles_are_left_alone(tmp_path):
     assert resolve_preset(str(tmp_path)) == str(tmp_path)
     assert resolve_preset(tmp_path) == str(tmp_path)
-    assert resolve_preset("hf://a/b", load_weights=True) == "hf://a/b"
+    assert resolve_preset("hf://a/b") == "hf://a/b"
+
+
+def test_a_handle_that_nothing_here_downloads(tmp_path):
+    with pytest.raises(ValueError, match="must start with hf://; received"):
+        find_preset("kaggle://a/b/keras/c")
+
+
+def test_what_is_of_this_package_is_known_by_its_place(tmp_path):
+    path = preset_paths()["t5_mini"]
+    assert find_preset("t5_mini") == (path, None, True)
+    assert find_preset(path).built_in
+    copy = shutil.copytree(path, tmp_path / "t5_mini")
+    assert find_preset(copy) == (str(copy), None, False)
 
 
 def test_an_installed_package_has_the_folder_inside(tmp_path, monkeypatch):
