@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from keras_switch.files import CheckpointError
+from keras_switch.ops.random_state import random_state, set_random_state
 from keras_switch.ops.state import synchronize
 from keras_switch.resume import identity, neighbours, state
 from keras_switch.resume.data_position import Steps, source_of
@@ -245,6 +246,7 @@ class ResumableCheckpoint(keras.callbacks.Callback):
         synchronize(self.model)
         parts = (state.MODEL, state.OPTIMIZER, state.SEEDS)
         state.assign(folder, self._variables, arrays, parts)
+        _set_random_state(arrays)
 
     def _remind(self):
         _, record, arrays = self._late
@@ -262,6 +264,7 @@ class ResumableCheckpoint(keras.callbacks.Callback):
         if self._resumed_at:
             parts.append(state.METRICS)
         state.assign(folder, self._variables, arrays, parts)
+        _set_random_state(arrays)
 
     def _end_epoch_where_it_would(self):
         """The epoch was begun before: `fit` would make it too long."""
@@ -285,6 +288,7 @@ class ResumableCheckpoint(keras.callbacks.Callback):
         # On TensorFlow the first step makes metrics.
         self._variables = state.variables_of(self.model)
         arrays = state.copy_to_host(self.model, self._variables)
+        arrays |= {f"{_RANDOM}{n}": a for n, a in random_state().items()}
         place = self._source.state(self.step) if self._source else None
         record = {
             "epoch": self._epoch,
@@ -323,7 +327,18 @@ class _EndOfEpoch:
 
 _END_OF_EPOCH = _EndOfEpoch()
 _UNKNOWN = object()
+_RANDOM = "random/"
 _log = logging.getLogger(__name__)
+
+
+def _set_random_state(arrays):
+    set_random_state(
+        {
+            name.removeprefix(_RANDOM): array
+            for name, array in arrays.items()
+            if name.startswith(_RANDOM)
+        }
+    )
 
 
 def _is_unbuilt(model):
