@@ -18,6 +18,7 @@ from keras_switch import optimizers as optimizers
 from keras_switch import resume as resume
 from keras_switch import schedules as schedules
 from keras_switch.callbacks import RoutingMonitor as RoutingMonitor
+from keras_switch.files import CheckpointError as CheckpointError
 from keras_switch.layers import ExpertChoiceRouter as ExpertChoiceRouter
 from keras_switch.layers import Router as Router
 from keras_switch.layers import RouterIndices as RouterIndices

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_switch import convert
+from keras_switch import convert, files
 from keras_switch.convert import rules
 from tests.models import tiny
 
@@ -31,7 +31,7 @@ def test_there_and_back(tmp_path, kind):
 def test_a_t5x_folder(tmp_path):
     (tmp_path / "checkpoint").write_bytes(b"not one")
     assert convert.kind_of(tmp_path) == "t5x"
-    with pytest.raises(convert.CheckpointError):
+    with pytest.raises(files.CheckpointError):
         convert.load(tmp_path)
 
 
