@@ -125,8 +125,9 @@ def check_object(
         raise (place / "registered_name").refuse(wanted, name)
     if value["class_name"] != names[name]:
         raise (place / "class_name").refuse(names[name], value["class_name"])
-    if not isinstance(value["module"], str):
-        raise (place / "module").refuse("text", value["module"])
+    # Keras writes null for a class of a script or a notebook.
+    if not isinstance(value["module"], str | None):
+        raise (place / "module").refuse("text or null", value["module"])
     if not isinstance(value["config"], Mapping):
         raise (place / "config").refuse("an object", value["config"])
     return value["config"]

@@ -81,7 +81,7 @@ def test_an_object():
         ({"registered_name": "theirs>A"}, "config.registered_name"),
         ({"registered_name": ["ours>A"]}, "config.registered_name"),
         ({"class_name": "B"}, "config.class_name"),
-        ({"module": None}, "config.module"),
+        ({"module": 1}, "config.module"),
         ({"config": [1]}, "config.config"),
         ({"build_config": {}}, "config"),
     ],

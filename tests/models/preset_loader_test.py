@@ -178,6 +178,16 @@ def test_a_router_of_the_users_own(tmp_path):
     assert type(router) is OwnRouter and router.slope == 2.0
 
 
+def test_a_router_of_a_notebook(tmp_path, monkeypatch):
+    monkeypatch.setattr(OwnRouter, "__module__", "__main__")
+    tiny.backbone(**SMALL | {"router": OwnRouter()}).save_to_preset(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())["config"]
+    assert config["router"]["module"] is None
+    again = SwitchBackbone.from_preset(tmp_path, routers=[OwnRouter])
+    router = again.encoder_transformer_layers[0].feed_forward.router
+    assert type(router) is OwnRouter
+
+
 def test_a_vocabulary_that_is_damaged(folder):
     path = folder / "assets" / "tokenizer" / "vocabulary.spm"
     whole = path.read_bytes()
