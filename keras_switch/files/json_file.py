@@ -46,16 +46,18 @@ def read_bytes(path: str | os.PathLike, max_bytes: int) -> bytes:
     """
     try:
         # To open a pipe would wait for its writer for ever.
-        regular = stat.S_ISREG(os.stat(path).st_mode)
-        if not regular:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
             raise CheckpointError(path, "file", "a file", "something else")
-        with open(path, "rb") as file:
-            data = file.read(max_bytes + 1)
+        data = b""
+        if status.st_size <= max_bytes:
+            with open(path, "rb") as file:
+                data = file.read(max_bytes + 1)
     except OSError as error:
         raise CheckpointError(
             path, "file", "readable", error.strerror
         ) from None
-    if len(data) > max_bytes:
+    if max(status.st_size, len(data)) > max_bytes:
         raise CheckpointError(
             path, "size", f"at most {max_bytes} bytes", "more"
         )

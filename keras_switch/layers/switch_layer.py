@@ -175,6 +175,18 @@ class SwitchLayer(keras.layers.Layer):
         """`RoutingStats` of the last call."""
         return self.router.stats
 
+    @property
+    def is_batch_dependent(self) -> bool:
+        """Whether in evaluation a row's output may depend on other rows.
+
+        With a capacity it does: by the tokens that share its group, and by
+        how far the longest row of the batch pads it.
+        """
+        if not self.router.num_choices:
+            return self.group_size is not None
+        limits = (self.eval_capacity_factor, self.capacity)
+        return self.dispatch != "dropless" and limits != (None, None)
+
     def build(self, x_shape: tuple) -> None:
         check_rank(x_shape)
         if x_shape[-1] is None:

@@ -12,7 +12,6 @@ import keras_hub
 import numpy as np
 from keras import ops
 
-from keras_switch.layers.switch_layer import SwitchLayer
 from keras_switch.models.generation_inputs import Request
 
 # In a column that holds no token: no stop token, whatever those are.
@@ -40,6 +39,7 @@ def generate_batch(lm: Any, batch: dict, request: Request, part: int) -> Any:
     has_text = lm.preprocessor is not None
     if has_text and not batch["encoder_text"]:
         return []
+    _check_rows(lm, batch, request)
     x = _tokens(lm, batch, request)
     lengths = prompt_lengths(x)
     ends = _ends(x, request)  # [B]
@@ -53,6 +53,19 @@ def generate_batch(lm: Any, batch: dict, request: Request, part: int) -> Any:
     if has_text:
         return lm.preprocessor.generate_postprocess(outputs)
     return outputs
+
+
+def _check_rows(lm, batch, request):
+    """Refuses rows that would take room from each other, unless asked to."""
+    rows = len(next(iter(batch.values())))
+    dependent = lm.is_batch_dependent and not request.allow_batch_dependent
+    if rows > 1 and dependent:
+        raise ValueError(
+            "inputs must have one row where experts have a capacity in "
+            "evaluation: the rows of a batch change each other's results; "
+            f"received {rows} rows. allow_batch_dependent=True runs them "
+            "together."
+        )
 
 
 def _run(lm, x, width, request, part):
@@ -157,7 +170,7 @@ def shape_of(x: dict, length: int, lm: Any) -> Shape:
     rows, width = x["encoder_token_ids"].shape
     prompt = int(prompt_lengths(x).min())
     decoder = bucket(length, 16, limits[1])
-    if notices_padding(lm.backbone):
+    if lm.backbone.is_batch_dependent:  # padding takes room, too
         return Shape(rows, width, decoder, prompt)
     return Shape(
         bucket(rows),
@@ -165,29 +178,6 @@ def shape_of(x: dict, length: int, lm: Any) -> Shape:
         decoder,
         bucket(prompt, 1, decoder),
     )
-
-
-def notices_padding(backbone: Any) -> bool:
-    """Whether padding takes room from tokens in evaluation.
-
-    It does where experts have a capacity, and where tokens of several rows
-    are routed together by experts that choose.
-    """
-    layers = backbone.encoder_transformer_layers
-    layers = [*layers, *backbone.decoder_transformer_layers]
-    layers = [layer.feed_forward for layer in layers]
-    return any(
-        _notices_padding(layer)
-        for layer in layers
-        if isinstance(layer, SwitchLayer)
-    )
-
-
-def _notices_padding(layer):
-    if not layer.router.num_choices:
-        return layer.group_size is not None
-    limits = (layer.eval_capacity_factor, layer.capacity)
-    return layer.dispatch != "dropless" and limits != (None, None)
 
 
 def check_cache(shape: Shape, lm: Any, max_cache_bytes: int) -> None:

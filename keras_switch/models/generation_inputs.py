@@ -26,6 +26,7 @@ class Request(NamedTuple):
     strip_prompt: bool
     seed: int | None
     truncate: bool
+    allow_batch_dependent: bool
     max_cache_bytes: int
 
 
@@ -41,7 +42,7 @@ def check_request(
     if seed is not None:
         check_number("seed", seed, whole=True, at_least=0, below=2**64)
         seed = int(seed)
-    for name in ("strip_prompt", "truncate"):
+    for name in ("strip_prompt", "truncate", "allow_batch_dependent"):
         check_choice(name, others[name], (True, False))
     names = ("max_length", "max_new_tokens")
     return Request(

@@ -179,6 +179,17 @@ class SwitchBackbone(PresetModel, keras_hub.models.Backbone):
             **kwargs,
         )
 
+    @property
+    def is_batch_dependent(self) -> bool:
+        """Whether in evaluation a row's output may depend on other rows.
+
+        So it is where a `SwitchLayer` says so of itself.
+        """
+        layers = self.encoder_transformer_layers
+        layers = [*layers, *self.decoder_transformer_layers]
+        found = (layer.feed_forward for layer in layers)
+        return any(getattr(f, "is_batch_dependent", False) for f in found)
+
     def call_encoder(self, token_ids: Any, padding_mask: Any) -> Any:
         """Runs the encoder; the functional model and generation share it.
 

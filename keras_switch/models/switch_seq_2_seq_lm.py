@@ -110,6 +110,7 @@ class SwitchSeq2SeqLM(PresetModel, keras_hub.models.Seq2SeqLM):
                 `"beam"` is `keras_switch.BeamSampler`.
             routing_metrics: `"layers"` logs what the router of each sparse
                 layer did, `"mean"` the mean over the layers, `None` nothing.
+                `evaluate` so returns the fraction that a capacity dropped.
             z_loss_weight: Weight of the mean of `logsumexp(logits) ** 2` over
                 target tokens, in training only. T5X pre-trains with 1e-4.
             **kwargs: Other arguments of `keras.Model.compile`.
@@ -150,6 +151,11 @@ class SwitchSeq2SeqLM(PresetModel, keras_hub.models.Seq2SeqLM):
             self._routing_metrics = RoutingMetrics(layers)
         if layers:
             self._routing_metrics.per_layer = self._routing_choice == "layers"
+
+    @property
+    def is_batch_dependent(self) -> bool:
+        """See `SwitchBackbone`."""
+        return self.backbone.is_batch_dependent
 
     @property
     def metrics(self):
@@ -217,6 +223,7 @@ class SwitchSeq2SeqLM(PresetModel, keras_hub.models.Seq2SeqLM):
         max_new_tokens: int | None = None,
         seed: int | None = None,
         truncate: bool = False,
+        allow_batch_dependent: bool = False,
         max_cache_bytes: int = 2**32,
     ) -> Any:
         """Generates text, or token ids where there is no preprocessor.
@@ -224,8 +231,9 @@ class SwitchSeq2SeqLM(PresetModel, keras_hub.models.Seq2SeqLM):
         Calls of different sizes share what is compiled: rows and lengths are
         padded up to a power of two (from 128 on to a multiple of 128), and
         results cut back. A row does not depend on the rest of its batch,
-        unless experts have a capacity in evaluation; then rows and inputs are
-        not padded. Several threads may call it; they take turns.
+        unless experts have a capacity in evaluation (`is_batch_dependent`):
+        then rows and inputs are not padded, and a batch is refused. Several
+        threads may call it; they take turns.
 
         Args:
             inputs: A string, a batch of strings, or a dict of them with
@@ -247,6 +255,8 @@ class SwitchSeq2SeqLM(PresetModel, keras_hub.models.Seq2SeqLM):
             truncate: Whether to cut texts and prompts that are too long for
                 the preprocessor's lengths (or `max_length`), or to refuse
                 them.
+            allow_batch_dependent: Whether to generate for several rows where
+                they change each other's results.
             max_cache_bytes: Refuse what would take more memory than this (4
                 GiB) for cached keys and values, by an estimate.
 
@@ -268,6 +278,7 @@ class SwitchSeq2SeqLM(PresetModel, keras_hub.models.Seq2SeqLM):
             max_new_tokens=max_new_tokens,
             strip_prompt=strip_prompt,
             truncate=truncate,
+            allow_batch_dependent=allow_batch_dependent,
         )
         batches, is_scalar = read_inputs(inputs, self)
         outputs = [

@@ -78,6 +78,8 @@ def _hook(event, arguments):
         path, mode, flags = arguments
         path = os.path.realpath(os.fsdecode(path))
         writes = (flags or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        if path.startswith(os.environ.get("JAX_COMPILATION_CACHE_DIR", "?")):
+            return
         inside = path == folder or path.startswith(f"{folder}/")
         if writes and path != "/dev/null":
             _stop(touched, f"{path} to write")

@@ -61,7 +61,7 @@ def _of_text():
         ("a comment", '{"a": 1} // b'),
         ("a trailing comma", '{"a": 1,}'),
     ):
-        yield Fault(f"JSON: {name}", text(content), _CONFIG)
+        yield Fault(f"JSON: {name}", text(content), _CONFIG, "backbone")
 
 
 def _of_objects():
@@ -86,10 +86,12 @@ def _of_objects():
         ("a function", {"class_name": "function", "config": "get_file"}),
     ):
         edit = functools.partial(_update, fields=fields)
-        yield Fault(f"names {name}", change(_CONFIG, edit), _CONFIG)
+        spoil = change(_CONFIG, edit)
+        yield Fault(f"names {name}", spoil, _CONFIG, "backbone")
     for field in ("class_name", "config", "registered_name", "module"):
         edit = functools.partial(_without, field=field)
-        yield Fault(f"says no {field}", change(_CONFIG, edit), _CONFIG)
+        spoil = change(_CONFIG, edit)
+        yield Fault(f"says no {field}", spoil, _CONFIG, "backbone")
 
 
 def _update(content, fields):
@@ -180,12 +182,13 @@ def _of_fields():
         def edit(content, name=name):
             del content["config"][name]
 
-        yield Fault(f"no {name}", change(_CONFIG, edit), name)
+        yield Fault(f"no {name}", change(_CONFIG, edit), name, "backbone")
 
     def heads(content):
         content["config"] |= {"key_value_dim": None, "num_heads": 3}
 
-    yield Fault("16 wide with 3 heads", change(_CONFIG, heads), "hidden_dim")
+    spoil = change(_CONFIG, heads)
+    yield Fault("16 wide with 3 heads", spoil, "hidden_dim", "backbone")
 
 
 def _router(**fields):
@@ -229,15 +232,16 @@ def _of_routers():
     ):
         # What is wrong with two fields together is said of the model.
         names = "k must" if name.startswith("k above") else "router"
-        yield Fault(f"a router with {name}", _router(**fields), names)
+        spoil = _router(**fields)
+        yield Fault(f"a router with {name}", spoil, names, "backbone")
     for value in ("nearest", "hostile>Decoy", 7, [], {}, True):
-        yield Fault(
-            f"router is {_shown(value)}", _field("router", value), "router"
-        )
+        spoil = _field("router", value)
+        yield Fault(f"router is {_shown(value)}", spoil, "router", "backbone")
     yield Fault(
         "a decoder's router that looks ahead",
         _field("decoder_router", "expert_choice"),
         "decoder_router",
+        "backbone",
         preset="ahead",
     )
 
@@ -289,7 +293,8 @@ def _of_dtypes():
         ("a pattern that never ends", _map({"(a+)+$": int8})),
         ("a default that is unknown", _map({}, default_policy="eval")),
     ):
-        yield Fault(f"dtype: {name}", _field("dtype", value), "dtype")
+        spoil = _field("dtype", value)
+        yield Fault(f"dtype: {name}", spoil, "dtype", "backbone")
 
 
 def _of_sizes():
@@ -303,8 +308,8 @@ def _of_sizes():
         ),
     ):
         edit = functools.partial(_config, fields=fields)
-        for load in ("", "no weights"):
-            label = "without weights" if load else "with weights"
+        for load in ("backbone", "no weights"):
+            label = "with weights" if load == "backbone" else "without"
             yield Fault(f"{name}, {label}", change(_CONFIG, edit), names, load)
     for name, fields in (
         ("a hundred megabytes of words", {"vocabulary_size": 2**21}),

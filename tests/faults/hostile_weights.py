@@ -82,7 +82,9 @@ def _of_arrays():
         "a dimension more": lambda v: v[None],
         "a row less": lambda v: v[:-1],
         "a row more": lambda v: np.concatenate([v, v[:1]]),
-        "the same numbers in another shape": lambda v: v.reshape(-1),
+        "the same numbers in another shape": lambda v: v.reshape(
+            -1 if v.ndim > 1 else (v.size, 1)
+        ),
         "one number": lambda v: np.float32(1),
         "booleans": lambda v: v > 0,
         "whole numbers": lambda v: v.astype("int8"),

@@ -27,7 +27,7 @@ _LOADERS = {
     "tokenizer": SwitchTokenizer.from_preset,
     "preprocessor": SwitchSeq2SeqLMPreprocessor.from_preset,
     "no weights": functools.partial(
-        SwitchSeq2SeqLM.from_preset, load_weights=False
+        SwitchBackbone.from_preset, load_weights=False
     ),
     "float16": functools.partial(SwitchBackbone.from_preset, dtype="float16"),
     "unverified": functools.partial(
@@ -86,6 +86,7 @@ def _loads_shards():
 def _refuse(fault):
     # It must stay as it is; it also warms up what loading needs.
     model = SwitchSeq2SeqLM.from_preset(str(shared() / "good"))
+    _LOADERS[fault.load](str(shared() / "good"))
     shutil.copytree(shared() / fault.preset, "preset")
     hostile_files.plant_secret()
     fault.spoil(hostile_files.here() / "preset")

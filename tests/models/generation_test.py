@@ -124,8 +124,10 @@ def test_rows_are_not_padded_where_padding_takes_capacity(rng):
     bare = {k: ops.convert_to_tensor(np.int32(v)) for k, v in bare.items()}
     wanted = lm.make_generate_function()(bare, stop_token_ids=None)
     wanted = ops.convert_to_numpy(wanted["decoder_token_ids"])
-    result = lm.generate(x, stop_token_ids=None)["decoder_token_ids"]
-    np.testing.assert_array_equal(result, wanted)
+    with pytest.raises(ValueError, match="received 3 rows. allow_batch_depen"):
+        lm.generate(x, stop_token_ids=None)
+    result = lm.generate(x, stop_token_ids=None, allow_batch_dependent=True)
+    np.testing.assert_array_equal(result["decoder_token_ids"], wanted)
 
 
 @pytest.mark.parametrize(
@@ -147,9 +149,11 @@ def test_rows_are_not_padded_where_padding_takes_capacity(rng):
         ),
     ],
 )
-def test_what_notices_padding(arguments, wanted):
-    backbone = tiny.backbone(**SPARSE, **arguments)
-    assert generation.notices_padding(backbone) is wanted
+def test_what_depends_on_its_batch(arguments, wanted):
+    lm = generating.lm(**SPARSE, **arguments)
+    assert lm.is_batch_dependent is lm.backbone.is_batch_dependent is wanted
+    layers = lm.backbone.encoder_transformer_layers
+    assert layers[0].feed_forward.is_batch_dependent is wanted
 
 
 def test_calls_of_many_sizes_share_what_is_compiled(text_lm, monkeypatch):
