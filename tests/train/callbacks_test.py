@@ -53,6 +53,44 @@ def test_no_limit_that_is_reached():
     assert 0.0 < limit.fraction < 0.1
 
 
+class Resume(keras.callbacks.Callback):
+    """Gives a callback its state where `ResumableCheckpoint` does."""
+
+    def __init__(self, callback, state):
+        super().__init__()
+        self.resume = lambda: callback.set_state(state)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.resume()
+
+
+def test_the_limit_counts_what_came_before(monkeypatch):
+    clock = iter(range(0, 10_000, 20))
+    monkeypatch.setattr(callbacks, "time", Clock(clock))
+    limit = callbacks.StopAfter(1.5, None)
+    limit.on_train_begin()
+    limit.done = 3
+    state = limit.get_state()
+    assert state == {"done": 3, "elapsed": 20}
+    limit = callbacks.StopAfter(1.5, None)
+    fit(limit, Resume(limit, state), epochs=1)
+    assert limit.done == 3 + 4  # after another 80 s
+    limit = callbacks.StopAfter(None, 5)
+    fit(limit, Resume(limit, state), epochs=1)
+    assert limit.done == 5
+
+
+def test_the_report_counts_what_came_before(capsys):
+    limit = callbacks.StopAfter(None, None)
+    report = callbacks.Report(limit, 1.0)
+    report.step = 3
+    state = report.get_state()
+    report.step = 0
+    history = fit(limit, report, Resume(report, state), epochs=1).history
+    assert history["step"] == [3 + 4]
+    assert "step      7" in capsys.readouterr().out
+
+
 def test_report_adds_step_and_rates_to_the_history(monkeypatch, capsys):
     clock = iter(np.arange(0, 1000, 0.5))
     monkeypatch.setattr(callbacks, "time", Clock(clock))

@@ -1,6 +1,7 @@
 """What a user sees of the flags: each binary in a process of its own."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -90,6 +91,24 @@ def test_bad_flags_are_one_line_and_exit_code_2(
     ]
     assert line.startswith(f"{binary}.py: ") and message in line
     assert not done.stdout and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_binary_that_resumes_exits_with_75_when_told_to_stop(number):
+    code = (
+        "import time\n"
+        "from keras_switch_train import flags\n"
+        "def main():\n"
+        "    print('ready', flush=True)\n"
+        "    time.sleep(60)\n"
+        "flags.run(main, uses=('backend',), resumes=True)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    assert process.wait(timeout=30) == 75
 
 
 def test_flagfile(tmp_path):

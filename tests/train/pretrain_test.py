@@ -9,7 +9,7 @@ import pytest
 from absl import flags as absl_flags
 from absl.testing import flagsaver
 
-from keras_switch import models
+from keras_switch import files, models, resume
 from keras_switch_train import flags, pretrain
 from tests.models import tiny
 
@@ -68,6 +68,25 @@ def test_a_model_that_diverged_is_refused(loss, weight):
     history["loss"][-1] = loss
     with pytest.raises(flags.UsageError, match="diverged within 14 steps"):
         pretrain._refuse_divergence(lm, history)
+
+
+def test_the_code_that_asks_for_another_start_is_the_library_s():
+    assert flags._AGAIN == resume.EXIT_CODE
+
+
+def test_a_run_begun_with_other_flags_is_refused(tmp_path):
+    checkpoint = types.SimpleNamespace(dataset=lambda: None)
+
+    def fit(*args, **kwargs):
+        raise files.CheckpointError("a", "model", "as it was", "another")
+
+    with pytest.raises(flags.UsageError, match="--workdir: a: model must be"):
+        pretrain._fit(
+            types.SimpleNamespace(fit=fit),
+            types.SimpleNamespace(dataset=lambda: None),
+            checkpoint,
+            [],
+        )
 
 
 def test_history_is_whole_or_absent(tmp_path, broken_rename):
