@@ -1,9 +1,48 @@
 """Fixtures of every test. The backend is the one KERAS_BACKEND names."""
 
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
 from keras import ops
+
+# No backend computes anything here: `python -m tests` runs these on one.
+ANY_BACKEND = (
+    "architecture_test.py",
+    "convert/huggingface_config_test.py",
+    "convert/read_tokenizer_json_test.py",
+    "convert/t5x_msgpack_test.py",
+    "convert/t5x_zarr_test.py",
+    "convert/write_tokenizer_json_test.py",
+    "data/batches_test.py",
+    "data/checks_test.py",
+    "data/corpus_test.py",
+    "data/download_test.py",
+    "data/files_test.py",
+    "data/packing_test.py",
+    "data/ragged_test.py",
+    "data/spans_test.py",
+    "data/tokens_test.py",
+    "data/vocabulary_test.py",
+    "files/",
+    "package_test.py",
+    "plots_test.py",
+    "reference_test.py",
+    "resume/signals_test.py",
+    "resume/store_test.py",
+    "train/blanks_test.py",
+    "train/heap_test.py",
+    "versions_test.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    folder = Path(__file__).parent
+    for item in items:
+        path = item.path.relative_to(folder).as_posix()
+        if path.startswith(ANY_BACKEND):
+            item.add_marker("any_backend")
 
 
 @pytest.fixture(autouse=True)
