@@ -17,7 +17,9 @@ from keras_switch import models as models
 from keras_switch import optimizers as optimizers
 from keras_switch import resume as resume
 from keras_switch import schedules as schedules
+from keras_switch.callbacks import RoutingAlarm as RoutingAlarm
 from keras_switch.callbacks import RoutingMonitor as RoutingMonitor
+from keras_switch.callbacks import StabilityGuard as StabilityGuard
 from keras_switch.files import CheckpointError as CheckpointError
 from keras_switch.layers import ExpertChoiceRouter as ExpertChoiceRouter
 from keras_switch.layers import Router as Router

@@ -14,7 +14,7 @@ from keras_switch.files import CheckpointError
 from keras_switch.ops.random_state import random_state, set_random_state
 from keras_switch.ops.state import synchronize
 from keras_switch.resume import identity, neighbours, state
-from keras_switch.resume.data_position import Steps, source_of
+from keras_switch.resume.data_position import StepData, Steps, source_of
 from keras_switch.resume.signals import StopSignals
 from keras_switch.resume.store import CheckpointStore
 
@@ -174,12 +174,25 @@ class ResumableCheckpoint(keras.callbacks.Callback):
         """Steps done in this run, those before it was resumed included."""
         return self._first_step + self._done
 
+    def batch(self, step: int) -> Any:
+        """The batch of a step (from 0), to look at it again.
+
+        Args:
+            step: A non-negative integer.
+
+        Returns:
+            What the data gives; `None` for data without random access.
+        """
+        if not isinstance(self._source, StepData):
+            return None
+        return next(iter(self._source.dataset(step, None)))
+
     def restore_newest(self) -> int:
         """Sets a model that is training back to the newest checkpoint.
 
         Weights, optimizer and seed generators go back; the place in the data,
         the epoch and what callbacks remember do not. Call it from another
-        callback's `on_train_batch_begin`.
+        callback, between two steps.
 
         Returns:
             The step of that checkpoint.

@@ -9,6 +9,8 @@ from keras_switch.layers.switch_layer import SwitchLayer
 from keras_switch.layers.validation import check_number
 from keras_switch.ops.state import synchronize
 
+TOKENS = "tokens"
+
 
 class RoutingMonitor(keras.callbacks.Callback):
     """Adds the statistics of every `SwitchLayer` of a model to the logs.
@@ -110,15 +112,13 @@ class RoutingMonitor(keras.callbacks.Callback):
         self._calls += 1
         if (self._calls - 1) % self.every:
             return
-        synchronize(self.model)
-        for name, layer in self._layers.items():
-            values = keras.ops.convert_to_numpy(layer.routing_stats.value)
-            tokens = float(values[-1])
+        for name, values in read_statistics(self.model, self._layers).items():
+            tokens = values.pop(TOKENS)
             self._counts[name] = self._counts.get(name, 0.0) + tokens
-            for statistic, value in zip(STATISTICS, values[:-1], strict=True):
+            for statistic, value in values.items():
                 key = f"{name}/{statistic}"
                 total = self._totals.get(key, 0.0)
-                self._totals[key] = total + tokens * float(value)
+                self._totals[key] = total + tokens * value
         self._report(logs)
 
     def _report(self, logs: Any) -> None:
@@ -130,6 +130,31 @@ class RoutingMonitor(keras.callbacks.Callback):
             key: total / max(self._counts[key.rsplit("/", 1)[0]], 1.0)
             for key, total in self._totals.items()
         }
+
+
+def read_statistics(
+    model: keras.Model, layers: dict[str, SwitchLayer]
+) -> dict[str, dict[str, float]]:
+    """What routers did in the last batch.
+
+    Args:
+        model: The model that is training.
+        layers: Its sparse layers by name.
+
+    Returns:
+        For each layer its statistics by name, and its `"tokens"`.
+    """
+    synchronize(model)
+    return {
+        name: dict(
+            zip(
+                (*STATISTICS, TOKENS),
+                keras.ops.convert_to_numpy(layer.routing_stats.value).tolist(),
+                strict=True,
+            )
+        )
+        for name, layer in layers.items()
+    }
 
 
 def switch_layers(model: keras.Model) -> dict[str, SwitchLayer]:

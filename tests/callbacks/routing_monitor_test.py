@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 import keras_switch
+from keras_switch.callbacks import routing_monitor
 from keras_switch.layers.routing_stats import STATISTICS
 
 
@@ -89,7 +90,7 @@ def test_reading_seldom_still_reports():
 def test_every_counts_calls_not_batches(every, readings, monkeypatch):
     """With two steps in an execution Keras counts batches 1, 3, 5, 7."""
     seen = []
-    monkeypatch.setattr(keras_switch.callbacks, "synchronize", seen.append)
+    monkeypatch.setattr(routing_monitor, "synchronize", seen.append)
     monitor = keras_switch.RoutingMonitor(every=every)
     monitor.set_model(_model())
     monitor.on_train_begin()
@@ -121,7 +122,7 @@ def test_every_with_several_steps_in_an_execution():
 
 def test_validation_does_not_disturb_the_count(monkeypatch):
     seen = []
-    monkeypatch.setattr(keras_switch.callbacks, "synchronize", seen.append)
+    monkeypatch.setattr(routing_monitor, "synchronize", seen.append)
     _model().fit(
         *_data(),
         batch_size=2,
@@ -203,5 +204,5 @@ def test_layers_of_the_same_name_keep_their_paths():
 
     inputs = keras.Input((None, 8))
     model = keras.Model(inputs, Twice(name="b")(Twice(name="a")(inputs)))
-    names = keras_switch.callbacks.switch_layers(model)
+    names = routing_monitor.switch_layers(model)
     assert len(names) == 2 and all(name.endswith("same") for name in names)
