@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from keras_switch.layers.validation import check_number
+
 
 @keras.saving.register_keras_serializable(package="keras_switch")
 class InverseSquareRoot(keras.optimizers.schedules.LearningRateSchedule):
@@ -48,13 +50,8 @@ class InverseSquareRoot(keras.optimizers.schedules.LearningRateSchedule):
         name: str = "inverse_square_root",
     ):
         super().__init__()
-        if base <= 0:
-            raise ValueError(f"base must be positive; received base={base}.")
-        if warmup_steps < 1:
-            raise ValueError(
-                "warmup_steps must be at least 1; received "
-                f"warmup_steps={warmup_steps}."
-            )
+        check_number("base", base, above=0)
+        check_number("warmup_steps", warmup_steps, at_least=1)
         self.base = base
         self.warmup_steps = warmup_steps
         self.linear_warmup = linear_warmup

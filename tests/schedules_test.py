@@ -47,7 +47,8 @@ def test_config_round_trip():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"base": 0.0}, "base must be positive; received base=0.0."),
+        ({"base": float("inf")}, "base must be a number above 0"),
+        ({"base": 0.0}, "base must be a number above 0; received base=0.0."),
         ({"warmup_steps": 0}, "received warmup_steps=0."),
     ],
 )

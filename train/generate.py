@@ -63,6 +63,10 @@ def main() -> None:
         lm = models.SwitchSeq2SeqLM.from_preset(
             flags.PRESET.value, dtype=flags.DTYPE.value
         )
+    if lm.preprocessor is None:
+        raise flags.UsageError(
+            "--preset must have a tokenizer; it holds a model alone."
+        )
     lm.compile(sampler=_SAMPLER.value, jit_compile=flags.jit_compile())
 
     # Answers.

@@ -33,7 +33,8 @@ def run(preset, capsys):
             absl_flags.FLAGS(["test"])
         values = {"prompt": [BLANKS, "a man"], **values}
         backend = keras.backend.backend()
-        with flagsaver.flagsaver(preset=preset, backend=backend, **values):
+        values = {"preset": preset, **values}
+        with flagsaver.flagsaver(backend=backend, **values):
             generate.main()
         return capsys.readouterr().out
 
@@ -76,6 +77,14 @@ def test_a_prompt_that_is_too_long_is_refused_or_cut(run):
 def test_a_prompt_is_needed(run):
     with pytest.raises(flags.UsageError, match="must hold some text"):
         run(prompt=[""])
+
+
+def test_a_preset_without_a_tokenizer_is_refused(run, tmp_path):
+    tiny.backbone(num_encoder_layers=1, num_decoder_layers=1).save_to_preset(
+        str(tmp_path)
+    )
+    with pytest.raises(flags.UsageError, match="--preset must have a token"):
+        run(preset=str(tmp_path))
 
 
 def test_broken_weights_are_the_presets_fault(run, monkeypatch):
