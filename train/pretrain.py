@@ -69,6 +69,22 @@ _BALANCE_LOSS = absl_flags.DEFINE_float(
     "which is the paper's 0.01.",
     lower_bound=0,
 )
+_CLIP_NORM = absl_flags.DEFINE_float(
+    "clip_norm",
+    None,
+    "Longest gradient of a step, over all weights; longer ones are shortened. "
+    "Default: no limit, as Adafactor clips the update of each weight.",
+    lower_bound=1e-9,
+)
+_ON_NAN = absl_flags.DEFINE_enum(
+    "on_nan",
+    "stop",
+    ["stop", "skip", "roll_back"],
+    "What to do after a step with NaN or infinity, which never reaches the "
+    "weights: stop, go on with the next batch, or go back to the last "
+    "checkpoint and on with the next batch. (With --dtype=mixed_float16 the "
+    "loss scale skips such steps.)",
+)
 _SAVE_EVERY = absl_flags.DEFINE_integer(
     "save_every", 200, "Steps between checkpoints.", lower_bound=1
 )
@@ -129,14 +145,14 @@ def main() -> None:
     log_files = callbacks.files(workdir)
     checkpoint = _make_checkpoint(pipeline, workdir)
 
-    stop_on_nan = keras.callbacks.TerminateOnNaN()
+    guards = _make_guards(model, checkpoint)
 
     # Fit and save.
     history = _fit(
         model,
         held_out,
         checkpoint,
-        [stop_on_nan, limit, report, *log_files, checkpoint],
+        [*guards, limit, report, *log_files, checkpoint],
     )
     _refuse_divergence(model, history)
     _save(model, tokenizer, pipeline, workdir)
@@ -199,7 +215,8 @@ def _make_optimizer():
 
     warmup = _WARMUP_STEPS.value
     return optimizers.Adafactor(
-        schedules.InverseSquareRoot(_LEARNING_RATE.value * warmup**0.5, warmup)
+        schedules.InverseSquareRoot(_LEARNING_RATE.value * warmup**0.5, warmup),
+        global_clipnorm=_CLIP_NORM.value,
     )
 
 
@@ -211,6 +228,21 @@ def _make_checkpoint(pipeline, workdir):
         data=pipeline,
         save_every=_SAVE_EVERY.value,
     )
+
+
+def _make_guards(model, checkpoint):
+    import keras
+
+    from keras_switch import analysis, callbacks
+
+    guards = []
+    if flags.DTYPE.value == "mixed_float16":
+        guards.append(keras.callbacks.TerminateOnNaN())
+    else:
+        guards.append(callbacks.StabilityGuard(_ON_NAN.value, checkpoint))
+    if analysis.sparse_layers(model.backbone):
+        guards.append(callbacks.RoutingAlarm())
+    return guards
 
 
 def _fit(model, held_out, checkpoint, callbacks):
@@ -229,6 +261,11 @@ def _fit(model, held_out, checkpoint, callbacks):
         ).history
     except files.CheckpointError as error:
         raise flags.UsageError(f"--workdir: {error}") from error
+    except FloatingPointError as error:
+        raise flags.UsageError(
+            f"training diverged within {checkpoint.step} steps; nothing more "
+            f"is saved. {error}"
+        ) from error
 
 
 def _describe(model, pipeline, documents):

@@ -11,6 +11,8 @@ from keras_switch.layers.validation import check_choice, check_number
 from keras_switch.ops.state import synchronize
 
 ACTIONS = ("stop", "skip", "roll_back")
+# Entries of what the optimizer finds, before those of the variables.
+_COUNTS = 3
 
 
 class StabilityGuard(keras.callbacks.Callback):
@@ -34,7 +36,9 @@ class StabilityGuard(keras.callbacks.Callback):
         most: int, how many such steps in a row are borne; one more ends
             training with an error.
         every: int, steps from one look at what the optimizer has found to the
-            next. A look on JAX copies the training state back to the model.
+            next, and so how late a warning may be; bad steps have no effect in
+            any case. A look on JAX copies the training state back to the
+            model.
 
     Raises:
         ValueError: for a bad argument.
@@ -54,7 +58,7 @@ class StabilityGuard(keras.callbacks.Callback):
         action: str = "stop",
         checkpoint: Any = None,
         most: int = 10,
-        every: int = 1,
+        every: int = 10,
     ) -> None:
         super().__init__()
         check_choice("action", action, ACTIONS)
@@ -79,6 +83,8 @@ class StabilityGuard(keras.callbacks.Callback):
     def on_train_begin(self, logs: Any = None) -> None:
         self._step = 0
         optimizer = self.model.optimizer
+        # Still there if an earlier `fit` ended by an error.
+        vars(optimizer).pop("apply", None)
         optimizer.apply = functools.partial(
             _apply_if_finite, optimizer, optimizer.apply, self._found
         )
@@ -126,31 +132,30 @@ class StabilityGuard(keras.callbacks.Callback):
 
     def _describe(self, found):
         variables = self.model.trainable_variables
-        bad = [
-            v.path for v, flag in zip(variables, found[2:], strict=True) if flag
-        ]
-        last = "" if self.every == 1 else "at the latest "
+        flags = found[_COUNTS:]
+        bad = [v.path for v, flag in zip(variables, flags, strict=True) if flag]
+        step = self._step - int(found[2])
         return (
-            f"NaN or infinity {last}in step {self._step}: in the gradients of "
-            f"{len(bad)} of {len(variables)} variables, the first is "
-            f"{bad[0]}; {self._origin()}The step has left no trace in the "
-            "weights. Try a lower learning rate, a longer warm-up, or "
+            f"NaN or infinity in step {step}: in the gradients of {len(bad)} "
+            f"of {len(variables)} variables, the first is {bad[0]}; "
+            f"{self._origin(step)}The step has left no trace in the weights. "
+            "Try a lower learning rate, a longer warm-up, or "
             "global_clipnorm=1.0 in the optimizer; a router's logits are kept "
             "small by its z-loss."
         )
 
-    def _origin(self):
+    def _origin(self, step):
         """Where the numbers end in the forward pass."""
-        if self.checkpoint is None or self.every > 1:
+        if self.checkpoint is None:
             return ""
-        batch = self.checkpoint.batch(self._step - 1)
+        batch = self.checkpoint.batch(step - 1)
         if batch is None:
             return ""
         x, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
         layer = first_non_finite_layer(self.model, x)
         if layer is None:
-            return "all layers' outputs are finite. "
-        return f"the first layer whose output is not finite is {layer}. "
+            return "run again, all layers' outputs are finite. "
+        return f"run again, the first layer without numbers is {layer}. "
 
 
 def first_non_finite_layer(model: keras.Model, x: Any) -> str | None:
@@ -197,8 +202,8 @@ def _is_finite(outputs):
 
 
 def _found_of(model):
-    """What the optimizer found: bad steps, those of them in a row, and 1 for
-    each variable whose gradient was bad in the last of them."""
+    """What the optimizer found: bad steps, those of them in a row, good steps
+    since the last, and 1 for each variable whose gradient was bad in that."""
     optimizer = model.optimizer
     if not model.built:
         raise ValueError("StabilityGuard needs a built model.")
@@ -209,7 +214,7 @@ def _found_of(model):
         )
     if not hasattr(optimizer, "found_non_finite"):
         optimizer.found_non_finite = optimizer.add_variable(
-            (2 + len(model.trainable_variables),),
+            (_COUNTS + len(model.trainable_variables),),
             "zeros",
             dtype="int32",
             name="found_non_finite",
@@ -238,7 +243,10 @@ def _apply_if_finite(optimizer, apply, found, grads, trainable_variables=None):
         variable.assign(ops.where(fine, now, value))
     good = ops.cast(fine, "int32")
     counts = ops.convert_to_tensor(found)
-    bad_steps = counts[:1] + 1 - good
-    in_a_row = (counts[1:2] + 1) * (1 - good)
-    flags = ops.where(fine, counts[2:], 1 - ops.cast(finite, "int32"))
-    found.assign(ops.concatenate([bad_steps, in_a_row, flags]))
+    parts = (
+        counts[:1] + 1 - good,
+        (counts[1:2] + 1) * (1 - good),
+        (counts[2:3] + 1) * good,
+        ops.where(fine, counts[_COUNTS:], 1 - ops.cast(finite, "int32")),
+    )
+    found.assign(ops.concatenate(parts))

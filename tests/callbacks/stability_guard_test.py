@@ -44,7 +44,7 @@ def test_a_guarded_training_has_the_bits_of_one_that_is_not():
 
 
 def test_a_bad_step_leaves_no_trace():
-    guard = StabilityGuard("skip")
+    guard = StabilityGuard("skip", every=1)
     with pytest.warns(UserWarning, match="in step 4: .* of 4 of 4 variables"):
         model = fit(guard, Poisoned({3}))
     assert np.isfinite(
@@ -52,13 +52,13 @@ def test_a_bad_step_leaves_no_trace():
     ).all()
     assert int(model.optimizer.iterations) == STEPS - 1
     found = keras.ops.convert_to_numpy(model.optimizer.found_non_finite)
-    assert found.tolist() == [1, 0, 1, 1, 1, 1]
+    assert found.tolist() == [1, 0, 4, 1, 1, 1, 1]
 
 
 def test_a_bad_step_stops_training():
     model = make_model()
     with pytest.raises(FloatingPointError, match="in step 4: .*no trace"):
-        fit(StabilityGuard(), Poisoned({3}), model=model)
+        fit(StabilityGuard(every=1), Poisoned({3}), model=model)
     assert int(model.optimizer.iterations) == 3
 
 
@@ -67,23 +67,25 @@ def test_a_bad_last_step_is_seen_too():
         fit(StabilityGuard(), Poisoned({STEPS - 1}))
 
 
-def test_looking_seldom_sees_it_later():
-    with pytest.raises(FloatingPointError, match="at the latest in step 6"):
-        fit(StabilityGuard(every=3), Poisoned({3}))
+def test_looking_seldom_sees_the_same_later():
+    model = make_model()
+    with pytest.raises(FloatingPointError, match="in step 4:"):
+        fit(StabilityGuard(every=3), Poisoned({3}), model=model)
+    assert int(model.optimizer.iterations) == 6 - 1
 
 
 def test_too_many_in_a_row_stop_training():
     with pytest.warns(UserWarning, match="in step 4"):
         with pytest.raises(FloatingPointError, match="in step 5"):
-            fit(StabilityGuard("skip", most=1), Poisoned({3, 4}))
+            fit(StabilityGuard("skip", most=1, every=1), Poisoned({3, 4}))
     with pytest.warns(UserWarning, match="in step 6"):
-        fit(StabilityGuard("skip", most=1), Poisoned({3, 5}))
+        fit(StabilityGuard("skip", most=1, every=1), Poisoned({3, 5}))
 
 
 def test_roll_back_sets_the_model_to_the_checkpoint(tmp_path):
     data = Poisoned({5})
     checkpoint = ResumableCheckpoint(tmp_path, data, save_every=2)
-    guard = StabilityGuard("roll_back", checkpoint)
+    guard = StabilityGuard("roll_back", checkpoint, every=1)
     with pytest.warns(UserWarning, match="in step 6"):
         model = fit(guard, data, checkpoint)
     # Back at step 4, or at 2 if the writer was still busy then, and two more.
@@ -107,7 +109,9 @@ def test_the_first_layer_is_named(tmp_path):
     assert "broken" in first_non_finite_layer(model, data[0][0])
     model.compile("sgd", "mse")
     checkpoint = ResumableCheckpoint(tmp_path, data)
-    with pytest.raises(FloatingPointError, match="is not finite is .*broken"):
+    with pytest.raises(
+        FloatingPointError, match="first layer without numbers is .*broken"
+    ):
         fit(StabilityGuard("stop", checkpoint), data, checkpoint, model=model)
     assert "call" not in vars(model.layers[0])
 
@@ -151,8 +155,9 @@ def test_another_fit_with_another_guard():
     fit(StabilityGuard(), Numbers(), model=model)
     count = len(model.optimizer.variables)
     assert "apply" not in vars(model.optimizer)
-    with pytest.raises(FloatingPointError):
-        fit(StabilityGuard(), Poisoned({1}), model=model)
+    for _ in range(2):
+        with pytest.raises(FloatingPointError, match="in step 2:"):
+            fit(StabilityGuard(), Poisoned({1}), model=model)
     assert len(model.optimizer.variables) == count
 
 
