@@ -99,8 +99,9 @@ def parse_json(
         value = float(text)
         return constant(text) if value in (_INFINITY, -_INFINITY) else value
 
+    _check_values(path, data, max(MAX_VALUES, max_bytes >> 6))
     text = _decode(path, data)
-    _check_size(path, text, max(MAX_VALUES, max_bytes >> 6))
+    _check_depth(path, text)
     try:
         value = json.loads(
             text,
@@ -129,16 +130,17 @@ def _decode(path, data):
         raise CheckpointError(path, "content", "UTF-8", str(error)) from None
 
 
-def _check_size(path, text, max_values):
-    """Refuses what would take time or memory to parse."""
-    bare = _STRING.sub("", text)
-    values = bare.count(",") + bare.count("[") + bare.count("{")
-    if values > max_values:
+def _check_values(path, data, max_values):
+    # Those in strings count, too: it is a bound.
+    if sum(map(data.count, (b",", b"[", b"{"))) > max_values:
         raise CheckpointError(
             path, "content", f"of at most {max_values} values", "more"
         )
+
+
+def _check_depth(path, text):
     depth = 0
-    for character in _NOT_BRACKETS.sub("", bare):
+    for character in _NOT_BRACKETS.sub("", _STRING.sub("", text)):
         depth += 1 if character in "[{" else -1
         if depth > MAX_DEPTH:
             raise CheckpointError(

@@ -2,13 +2,11 @@
 
 import builtins
 import contextlib
-import gc
 import hashlib
 import os
 import pathlib
 import sys
 import sysconfig
-import time
 
 import keras
 import numpy as np
@@ -48,19 +46,13 @@ def guarded(folder, seconds=1.0, megabytes=50):
         sys.addaudithook(_hook)
         _installed.append(guarded)
     touched = []
-    gc.collect()
-    runner.forget_peak()
-    base, start = runner.memory(), time.monotonic()
-    _active.append((os.path.realpath(folder), touched))
-    try:
-        yield
-    finally:
-        _active.pop()
-        taken = time.monotonic() - start
-        peak = (runner.memory("VmHWM") - base) / 2**20
+    with runner.costs(seconds, megabytes):
+        _active.append((os.path.realpath(folder), touched))
+        try:
+            yield
+        finally:
+            _active.pop()
     assert not touched, f"it touched {touched[0]}"
-    assert peak <= megabytes, f"it took {peak:.0f} MB"
-    assert taken <= seconds, f"it took {taken:.2f} s"
 
 
 _installed: list = []

@@ -232,7 +232,7 @@ def _of_tensors():
     for name, edit in (
         ("NaN", _put(_poke(np.nan))),
         ("infinity", _put(_poke(np.inf))),
-        ("a tensor turned", _put(lambda v: v[:, None] * np.ones((1, 3), "f4"))),
+        ("a tensor turned", _put(np.transpose)),
         ("a tensor of one dimension", _put(lambda v: v.reshape(-1)[:1])),
         ("float64", _put(lambda v: v.astype("float64"))),
         ("int8", _put(lambda v: v.astype("int8"))),

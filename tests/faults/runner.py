@@ -9,6 +9,8 @@ outside `prepare` and `Case.run`: what forks must have no threads.
 Linux only: memory is read from `/proc`.
 """
 
+import contextlib
+import gc
 import importlib
 import multiprocessing
 import os
@@ -18,7 +20,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -75,7 +77,11 @@ def run_suite(suite: str, quick: bool = False) -> list[Outcome]:
             outcomes.append(run_case(case, own))
             _print(suite, outcomes[-1])
     survived = sum(outcome.survived for outcome in outcomes)
-    print(f"{suite}: survived {survived}/{len(outcomes)}", flush=True)
+    seconds = sum(outcome.seconds for outcome in outcomes)
+    print(
+        f"{suite}: survived {survived}/{len(outcomes)} in {seconds:.0f} s",
+        flush=True,
+    )
     return outcomes
 
 
@@ -116,6 +122,19 @@ def memory(field: str = "VmRSS", pid: int | str = "self") -> int:
 def forget_peak() -> None:
     """Makes `memory("VmHWM")` the peak from now on."""
     pathlib.Path("/proc/self/clear_refs").write_text("5")
+
+
+@contextlib.contextmanager
+def costs(seconds: float, megabytes: float) -> Iterator[None]:
+    """Fails if the block takes longer, or more memory over what there is."""
+    gc.collect()
+    forget_peak()
+    base, start = memory(), time.monotonic()
+    yield
+    taken = time.monotonic() - start
+    peak = (memory("VmHWM") - base) / _MEGABYTE
+    assert peak <= megabytes, f"it took {peak:.0f} MB"
+    assert taken <= seconds, f"it took {taken:.2f} s"
 
 
 def _wait(case, pid, receive, start):
