@@ -55,6 +55,8 @@ def preset_to_write(preset_dir: str | os.PathLike, part: str) -> Iterator[str]:
     if os.fspath(preset_dir) == _OPEN.get():
         yield _OPEN.get()
         return
+    # A link to a folder stays a link.
+    preset_dir = os.path.realpath(preset_dir)
     with atomic_folder(preset_dir) as folder:
         if os.path.isdir(preset_dir):
             _take_over(pathlib.Path(preset_dir), folder, STALE[part])

@@ -86,6 +86,14 @@ def test_files_of_others_stay(tmp_path):
     assert files(folder) == ["config.json"]
 
 
+def test_a_link_to_a_preset_stays_one(tmp_path):
+    (tmp_path / "first").mkdir()
+    (tmp_path / "latest").symlink_to("first")
+    write(tmp_path / "latest", "backbone", "config.json")
+    assert (tmp_path / "latest").is_symlink()
+    assert files(tmp_path / "first") == ["config.json"]
+
+
 def test_without_links_files_are_copied(tmp_path, monkeypatch):
     def refuse(*args, **kwargs):
         raise OSError("no links here")
