@@ -322,6 +322,7 @@ def statistics(spec, probs, valid, edges):
     return {
         "dropped_fraction": dropped,
         "max_mean_load": load.max() / load.mean() if len(wanted) else 0.0,
+        "dead_expert_fraction": (load == 0).mean() if len(wanted) else 0.0,
         "router_confidence": rows.max(-1).mean() if len(rows) else 0.0,
         "router_entropy": -(rows * logs).sum(-1).mean() if len(rows) else 0.0,
         "tokens": int(valid.sum()),

@@ -114,6 +114,7 @@ def test_three_tokens_two_experts_capacity_one():
     )
     assert np.isclose(out.statistics["dropped_fraction"], 1 / 3)
     assert np.isclose(out.statistics["max_mean_load"], 4 / 3)
+    assert out.statistics["dead_expert_fraction"] == 0
     assert out.statistics["tokens"] == 3
 
 

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 from keras_switch.callbacks.routing_monitor import (
+    TOKENS,
     read_statistics,
     switch_layers,
 )
@@ -18,6 +19,11 @@ _ADVICE = {
         "Most tokens go to few experts, so the others do not learn. Try a "
         "larger load_balancing_loss_weight in the router, a lower learning "
         "rate or a longer warm-up, and jitter."
+    ),
+    "dead_expert_fraction": (
+        "Experts that no token wants do not learn. Try a larger "
+        "load_balancing_loss_weight in the router, jitter, a longer warm-up, "
+        "or fewer experts."
     ),
     "dropped_fraction": (
         "Many tokens reach no expert. Try a larger capacity_factor, a larger "
@@ -37,6 +43,9 @@ class RoutingAlarm(keras.callbacks.Callback):
         max_mean_load: The largest load over the mean load that is borne, as a
             part of the number of experts, where it would be 1 if all tokens
             went to one expert; above 0, at most 1.
+        dead_expert_fraction: The largest part of the experts that no token of
+            a batch may want, beyond those that chance leaves out where a batch
+            has few tokens for each; above 0, at most 1.
         dropped_fraction: The largest part of the tokens that may find no room
             in their expert; above 0, at most 1.
         patience: int, readings in a row.
@@ -57,6 +66,7 @@ class RoutingAlarm(keras.callbacks.Callback):
     def __init__(
         self,
         max_mean_load: float = 0.5,
+        dead_expert_fraction: float = 0.5,
         dropped_fraction: float = 0.3,
         patience: int = 20,
         every: int = 10,
@@ -64,6 +74,7 @@ class RoutingAlarm(keras.callbacks.Callback):
         super().__init__()
         self.limits = {
             "max_mean_load": max_mean_load,
+            "dead_expert_fraction": dead_expert_fraction,
             "dropped_fraction": dropped_fraction,
         }
         for name, limit in self.limits.items():
@@ -103,9 +114,14 @@ class RoutingAlarm(keras.callbacks.Callback):
         statistics = read_statistics(self.model, self._layers)
         for layer, values in statistics.items():
             experts = self._layers[layer].num_experts
+            # The experts that chance leaves without any of so many tokens.
+            empty = np.exp(-values[TOKENS] / experts)
             for statistic, limit in self.limits.items():
-                scale = experts if statistic == "max_mean_load" else 1
-                self._judge(layer, statistic, values[statistic], limit * scale)
+                if statistic == "max_mean_load":
+                    limit *= experts
+                if statistic == "dead_expert_fraction":
+                    limit = 1 - (1 - limit) * (1 - empty)
+                self._judge(layer, statistic, values[statistic], limit)
 
     def _judge(self, layer, statistic, value, limit):
         key = f"{layer}/{statistic}"

@@ -17,7 +17,8 @@ class RoutingMonitor(keras.callbacks.Callback):
 
     They appear in the progress bar, in `History`, and in TensorBoard and CSV
     logs of callbacks listed after this one, as `<layer>/dropped_fraction`,
-    `<layer>/max_mean_load`, `<layer>/router_confidence`,
+    `<layer>/max_mean_load`, `<layer>/dead_expert_fraction`,
+    `<layer>/router_confidence`,
     `<layer>/router_entropy`, `<layer>/load_balancing_loss` and
     `<layer>/router_z_loss`, each a mean over the epoch's tokens without
     padding; in validation with `val_` before it. `SwitchSeq2SeqLM` reports

@@ -11,6 +11,7 @@ from keras_switch.ops.state import record
 STATISTICS = (
     "dropped_fraction",
     "max_mean_load",
+    "dead_expert_fraction",
     "router_confidence",
     "router_entropy",
     "load_balancing_loss",
@@ -25,12 +26,13 @@ class RoutingStats(keras.layers.Layer):
     A variable, because a Keras metric updated inside `call` is lost on JAX;
     not part of a saved model, because it describes a batch and not the model.
 
-    `value` is float32 `[7]`: the entries of `STATISTICS`, then the number of
+    `value` is float32 `[8]`: the entries of `STATISTICS`, then the number of
     tokens they were taken over. Padding is left out.
 
     - `dropped_fraction`: edges over capacity / edges that wanted a slot; where
       experts choose, tokens that none chose / tokens.
     - `max_mean_load`: the largest load over the mean load, before capacity.
+    - `dead_expert_fraction`: experts that no token wanted / experts.
     - `router_confidence`: mean of the largest probability.
     - `router_entropy`: mean entropy of the probabilities, in nats.
     - `load_balancing_loss`, `router_z_loss`: without their weights.
@@ -58,9 +60,11 @@ class RoutingStats(keras.layers.Layer):
         # logits, probs [G, S, E]; expert_index [G, M]; first, valid [G, S]
         real = ops.cast(valid, "float32")  # [G, S]
         count = ops.sum(real)
+        load = _load(expert_index, probs.shape[-1])
         statistics = (
             dropped,
-            _max_mean_load(expert_index, probs.shape[-1]),
+            _max_mean_load(load),
+            _dead_fraction(load),
             _mean(ops.max(probs, axis=-1), real, count),
             _mean(_entropy(probs), real, count),
             load_balancing_loss(probs, first, valid),
@@ -87,9 +91,17 @@ def _entropy(probs: Any) -> Any:
     return -ops.sum(probs * ops.log(ops.maximum(probs, 1e-30)), axis=-1)
 
 
-def _max_mean_load(expert_index: Any, experts: int) -> Any:
+def _load(expert_index: Any, experts: int) -> Any:
     ids = ops.arange(experts, dtype="int32")
     mine = ops.expand_dims(expert_index, -1) == ids  # [G, M, E]
-    load = ops.sum(ops.cast(mine, "float32"), axis=(0, 1))  # [E]
+    return ops.sum(ops.cast(mine, "float32"), axis=(0, 1))  # [E]
+
+
+def _max_mean_load(load: Any) -> Any:
     mean = ops.mean(load)
     return ops.max(load) / ops.where(mean > 0, mean, 1.0)
+
+
+def _dead_fraction(load: Any) -> Any:
+    dead = ops.mean(ops.cast(load == 0, "float32"))
+    return ops.where(ops.max(load) > 0, dead, 0.0)

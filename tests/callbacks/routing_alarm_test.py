@@ -34,15 +34,32 @@ def test_a_collapsed_layer_is_named_once_with_what_to_try():
     with pytest.warns(UserWarning) as caught:
         fit(collapsed(), alarm)
     texts = [str(w.message) for w in caught if "readings" in str(w.message)]
-    assert len(texts) == 2
+    assert len(texts) == 3
     assert texts[0].startswith(
         "moe/max_mean_load is 4.00, above 2.00 in the last 2 readings, at "
         "step 2. Most tokens go to few experts"
     )
     assert "load_balancing_loss_weight" in texts[0]
+    assert texts[1].startswith("moe/dead_expert_fraction is 0.75, above 0.50")
+    assert "or fewer experts" in texts[1]
     # Of 20 tokens 7 have room: 1.25 * 20 / 4.
-    assert texts[1].startswith("moe/dropped_fraction is 0.65, above 0.30")
-    assert "capacity_factor" in texts[1]
+    assert texts[2].startswith("moe/dropped_fraction is 0.65, above 0.30")
+    assert "capacity_factor" in texts[2]
+
+
+def test_experts_without_a_token_by_chance_are_no_alarm():
+    model = collapsed()
+    (layer,) = [la for la in model.layers if la.name == "moe"]
+    for variable in layer.router.weights:
+        if variable.shape == (8, 4):
+            variable.assign(np.eye(8, 4, dtype="float32"))
+    x = np.zeros((12, 1, 8), "float32")
+    x[::2, 0, 0] = x[1::2, 0, 1] = 9.0  # of 2 tokens at most 2 experts live
+    alarm = RoutingAlarm(1.0, 0.4, 1.0, patience=1, every=1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.fit(x, x, batch_size=2, verbose=0, callbacks=[alarm])
+    assert not [w for w in caught if "readings" in str(w.message)]
 
 
 @pytest.mark.parametrize(
@@ -50,7 +67,12 @@ def test_a_collapsed_layer_is_named_once_with_what_to_try():
     [
         {"patience": 7},  # of six readings
         {"every": 4, "patience": 2},
-        {"max_mean_load": 1.0, "dropped_fraction": 1.0, "patience": 1},
+        {
+            "max_mean_load": 1.0,
+            "dead_expert_fraction": 1.0,
+            "dropped_fraction": 1.0,
+            "patience": 1,
+        },
     ],
 )
 def test_a_limit_that_is_not_passed_long_enough_is_no_alarm(arguments):
@@ -95,6 +117,7 @@ def test_a_model_without_switch_layers_is_refused():
     [
         ("max_mean_load", 0.0),
         ("max_mean_load", 1.5),
+        ("dead_expert_fraction", 0.0),
         ("dropped_fraction", float("nan")),
         ("patience", 0),
         ("every", 0.5),

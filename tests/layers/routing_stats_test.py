@@ -36,6 +36,7 @@ def test_by_hand():
     wanted = {
         "dropped_fraction": 0.25,
         "max_mean_load": 2.0,  # both tokens to one of two experts
+        "dead_expert_fraction": 0.5,
         "router_confidence": (0.75 + 0.5) / 2,
         "router_entropy": (entropy + LOG2) / 2,
         "load_balancing_loss": 2 * 1.0 * 0.625,
@@ -51,6 +52,7 @@ def test_uniform_and_sure():
     valid = np.ones((1, 4), bool)
     values = record(uniform, first, first, np.float32(0), valid)
     assert values["max_mean_load"] == pytest.approx(1)
+    assert values["dead_expert_fraction"] == 0
     assert values["router_entropy"] == pytest.approx(np.log(4))
     sure = np.eye(4, dtype="float32")[None]
     values = record(sure, first, first, np.float32(0), valid)

@@ -319,19 +319,19 @@ def test_statistics_are_not_in_weight_files(rng, tmp_path):
     model(rng.normal(size=(B, T, D)).astype("float32"))
     path = str(tmp_path / "model.weights.h5")
     model.save_weights(path)
-    layer.routing_stats.value.assign(ops.full((7,), -5.0))
+    layer.routing_stats.value.assign(ops.full((8,), -5.0))
     kernel = bridge.numpy(layer.router.kernel).copy()
     layer.router.kernel.assign(kernel * 0)
     model.load_weights(path)
     np.testing.assert_array_equal(bridge.numpy(layer.router.kernel), kernel)
     stats = bridge.numpy(layer.routing_stats.value)
-    np.testing.assert_array_equal(stats, np.full((7,), -5.0))
+    np.testing.assert_array_equal(stats, np.full((8,), -5.0))
     import h5py
 
     with h5py.File(path) as file:
         shapes = []
         file.visititems(lambda _, v: shapes.append(getattr(v, "shape", None)))
-    assert (7,) not in shapes
+    assert (8,) not in shapes
 
 
 def test_statistics_are_there_after_fit(rng):
