@@ -88,8 +88,9 @@ def test_roll_back_sets_the_model_to_the_checkpoint(tmp_path):
     guard = StabilityGuard("roll_back", checkpoint, every=1)
     with pytest.warns(UserWarning, match="in step 6"):
         model = fit(guard, data, checkpoint)
-    # Back at step 4, or at 2 if the writer was still busy then, and two more.
-    assert int(model.optimizer.iterations) in (4, 6)
+    # Back at step 4 and two more; a busy writer may have left it out, and have
+    # taken step 5 or none after step 2.
+    assert int(model.optimizer.iterations) in (4, 6, 7)
 
 
 def test_the_first_layer_is_named(tmp_path):

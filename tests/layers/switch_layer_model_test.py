@@ -6,6 +6,7 @@ import pytest
 from keras import ops
 
 import keras_switch
+from keras_switch.layers.routing_stats import STATISTICS
 from tests import bridge, reference
 
 B, T, D, E, F = 2, 8, 6, 4, 5
@@ -343,5 +344,7 @@ def test_statistics_are_there_after_fit(rng):
     model.fit(x, x, batch_size=4, verbose=0)
     stats = bridge.numpy(model.get_layer("moe").routing_stats.value)
     assert stats[-1] == 4 * T
-    assert (stats[1:5] > 0).all()
+    named = dict(zip((*STATISTICS, "tokens"), stats, strict=True))
+    del named["dropped_fraction"], named["dead_expert_fraction"]
+    assert min(named.values()) > 0
     assert not model.get_layer("moe").routing_stats.value.trainable
