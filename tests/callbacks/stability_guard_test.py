@@ -24,7 +24,7 @@ class Poisoned(Numbers):
 
 
 def fit(guard, data, *callbacks, model=None, steps=STEPS):
-    model = model or make_model()
+    model = model or make_model(compiled=True)
     dataset = guard.checkpoint.dataset() if guard.checkpoint else data.dataset()
     model.fit(
         dataset,
@@ -36,7 +36,7 @@ def fit(guard, data, *callbacks, model=None, steps=STEPS):
 
 
 def test_a_guarded_training_has_the_bits_of_one_that_is_not():
-    plain = make_model()
+    plain = make_model(compiled=True)
     plain.fit(Numbers().dataset(), steps_per_epoch=STEPS, verbose=0)
     guarded = fit(StabilityGuard(), Numbers())
     for a, b in zip(plain.get_weights(), guarded.get_weights(), strict=True):
@@ -56,7 +56,7 @@ def test_a_bad_step_leaves_no_trace():
 
 
 def test_a_bad_step_stops_training():
-    model = make_model()
+    model = make_model(compiled=True)
     with pytest.raises(FloatingPointError, match="in step 4: .*no trace"):
         fit(StabilityGuard(every=1), Poisoned({3}), model=model)
     assert int(model.optimizer.iterations) == 3
@@ -68,7 +68,7 @@ def test_a_bad_last_step_is_seen_too():
 
 
 def test_looking_seldom_sees_the_same_later():
-    model = make_model()
+    model = make_model(compiled=True)
     with pytest.raises(FloatingPointError, match="in step 4:"):
         fit(StabilityGuard(every=3), Poisoned({3}), model=model)
     assert int(model.optimizer.iterations) == 6 - 1
@@ -118,7 +118,7 @@ def test_the_first_layer_is_named(tmp_path):
 
 
 def test_no_layer_is_named_where_all_are_finite():
-    model = make_model()
+    model = make_model(compiled=True)
     before = digest(model)
     assert first_non_finite_layer(model, Numbers()[0][0]) is None
     assert digest(model) == before
@@ -130,7 +130,7 @@ def test_guarded_training_is_resumed(tmp_path):
     def train(folder, steps):
         checkpoint = ResumableCheckpoint(folder, data, save_every=100)
         guard = StabilityGuard("skip", checkpoint)
-        model = make_model()
+        model = make_model(compiled=True)
         model.fit(
             checkpoint.dataset(),
             steps_per_epoch=4,
@@ -152,7 +152,7 @@ def test_guarded_training_is_resumed(tmp_path):
 
 
 def test_another_fit_with_another_guard():
-    model = make_model()
+    model = make_model(compiled=True)
     fit(StabilityGuard(), Numbers(), model=model)
     count = len(model.optimizer.variables)
     assert "apply" not in vars(model.optimizer)
@@ -163,7 +163,7 @@ def test_another_fit_with_another_guard():
 
 
 def test_a_loss_scale_is_refused():
-    model = make_model()
+    model = make_model(compiled=True)
     sgd = keras.optimizers.SGD()
     model.compile(keras.optimizers.LossScaleOptimizer(sgd), "mse")
     with pytest.raises(ValueError, match="without a loss scale"):

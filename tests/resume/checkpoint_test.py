@@ -52,11 +52,9 @@ def whole(tmp_path_factory):
     "step, moment",
     [
         (0, "on_train_batch_end"),
-        (1, "on_train_batch_end"),
         (2, "on_train_batch_begin"),
         (STEPS - 1, "on_train_batch_end"),
         (STEPS, "on_train_batch_end"),
-        (STEPS + 2, "on_train_batch_begin"),
         (1, "on_test_begin"),
         (1, "on_epoch_end"),
         (1, "on_epoch_begin"),
@@ -72,7 +70,7 @@ def test_ends_with_the_bits_of_a_run_that_nothing_ended(
     assert (digest(model), history) == whole
 
 
-@pytest.mark.parametrize("save_every", [3, 5, 100])
+@pytest.mark.parametrize("save_every", [3, 100])
 def test_steps_since_the_checkpoint_are_done_again(save_every, whole, tmp_path):
     with pytest.raises(Crash):
         fit(checkpoint(tmp_path, save_every=save_every), CrashAt(6))
@@ -80,12 +78,17 @@ def test_steps_since_the_checkpoint_are_done_again(save_every, whole, tmp_path):
     assert (digest(model), history) == whole
 
 
-def test_many_ends_in_one_run(whole, tmp_path):
-    for _ in range(5):
+def test_many_ends_in_one_run_of_compiled_steps(tmp_path):
+    def train(folder, *callbacks):
+        model = make_model(compiled=True)
+        return fit(checkpoint(folder), *callbacks, model=model)
+
+    for crash in (2, 5):
         with pytest.raises(Crash):
-            fit(checkpoint(tmp_path), CrashAt(2))
-    model, history = fit(checkpoint(tmp_path))
-    assert (digest(model), history) == whole
+            train(tmp_path / "ended", CrashAt(crash))
+    ended, whole = (train(tmp_path / name) for name in ("ended", "whole"))
+    assert digest(ended[0]) == digest(whole[0])
+    assert ended[1] == whole[1]
 
 
 def test_without_checkpoints_the_bits_are_the_same(whole):
