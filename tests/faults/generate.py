@@ -46,6 +46,13 @@ def _on_text(run):
 
 
 def _on_texts():
+    yield from _of_texts()
+    yield from _of_long_texts()
+    yield from _of_arguments()
+    yield from _of_models()
+
+
+def _of_texts():
     yield "no text", lambda lm: _answers(lm, "")
     yield "spaces", lambda lm: _answers(lm, " \n\t ")
     yield "no texts", lambda lm: _same(lm.generate([]), [])
@@ -66,6 +73,9 @@ def _on_texts():
         "texts and prompts of different number",
         functools.partial(_refuses, inputs=_uneven(), message="decoder_text"),
     )
+
+
+def _of_long_texts():
     long = "dog " * 10_000
     yield (
         "10,000 words",
@@ -91,6 +101,9 @@ def _on_texts():
     )
     yield "control tokens in a text are text", _controls
     yield "control tokens in a prompt are text", _controls_in_prompts
+
+
+def _of_arguments():
     for name in ("max_length", "max_new_tokens"):
         for value in _BAD_NUMBERS:
             yield (
@@ -117,6 +130,9 @@ def _on_texts():
             _refuses, inputs="a", message="max_cache_bytes", max_cache_bytes=10
         ),
     )
+
+
+def _of_models():
     yield "weights of NaN", functools.partial(_bad_weights, value=np.nan)
     yield "weights of infinity", functools.partial(_bad_weights, value=np.inf)
     yield "ids that are not in the vocabulary", _ids

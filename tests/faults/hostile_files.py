@@ -162,7 +162,12 @@ _WEIGHTS = "model.weights.h5"
 
 def faults() -> list[Fault]:
     """Faults of files."""
-    return [*_of_the_manifest(), *_of_links(), *_of_files()]
+    return [
+        *_of_the_manifest(),
+        *_of_damage(),
+        *_of_links(),
+        *_of_files(),
+    ]
 
 
 def _of_the_manifest():
@@ -214,6 +219,9 @@ def _of_the_manifest():
         ("that is a pipe", pipe(MANIFEST), "file"),
     ):
         yield Fault(f"a manifest {name}", spoil, names, sealed=False)
+
+
+def _of_damage():
     for part in ("config.json", _WEIGHTS, _VOCABULARY, "task.json"):
         name = f"a flipped bit in {part}"
         yield Fault(name, flip(part), part, sealed=False)

@@ -33,6 +33,7 @@ def faults() -> list[Fault]:
             _of_tensors(),
             _of_indices(),
             _of_tokenizers(),
+            _of_tokenizer_json(),
         )
         for fault in part
     ]
@@ -42,44 +43,47 @@ def _field(name, value, part=_CONFIG):
     return change(part, lambda content: content.update({name: value}))
 
 
+_FIELDS = (
+    ("model_type", "bert"),
+    ("model_type", ["t5"]),
+    ("d_model", 0),
+    ("d_model", True),
+    ("d_model", "16"),
+    ("d_model", 16.0),
+    ("d_model", 10**400),
+    ("d_model", 2**40),
+    ("vocab_size", -1),
+    ("vocab_size", 2**31 - 1),
+    ("num_layers", 10**9),
+    ("num_layers", -1),
+    ("num_decoder_layers", 1001),
+    ("num_heads", 0),
+    ("d_kv", None),
+    ("d_ff", [32]),
+    ("num_experts", 2**30),
+    ("num_experts", 0),
+    ("num_sparse_encoder_layers", -1),
+    ("num_sparse_decoder_layers", 10**9),
+    ("expert_capacity", 0),
+    ("expert_capacity", True),
+    ("router_jitter_noise", -0.5),
+    ("router_jitter_noise", 10**400),
+    ("router_bias", True),
+    ("router_bias", "no"),
+    ("dense_act_fn", "eval"),
+    ("dense_act_fn", {"class_name": "Lambda"}),
+    ("dropout_rate", "0.1"),
+    ("dropout_rate", -1),
+    ("layer_norm_epsilon", None),
+    ("tie_word_embeddings", 1),
+    ("pad_token_id", 7),
+    ("eos_token_id", "1"),
+    ("decoder_start_token_id", 5),
+)
+
+
 def _of_configurations():
-    for name, value in (
-        ("model_type", "bert"),
-        ("model_type", ["t5"]),
-        ("d_model", 0),
-        ("d_model", True),
-        ("d_model", "16"),
-        ("d_model", 16.0),
-        ("d_model", 10**400),
-        ("d_model", 2**40),
-        ("vocab_size", -1),
-        ("vocab_size", 2**31 - 1),
-        ("num_layers", 10**9),
-        ("num_layers", -1),
-        ("num_decoder_layers", 1001),
-        ("num_heads", 0),
-        ("d_kv", None),
-        ("d_ff", [32]),
-        ("num_experts", 2**30),
-        ("num_experts", 0),
-        ("num_sparse_encoder_layers", -1),
-        ("num_sparse_decoder_layers", 10**9),
-        ("expert_capacity", 0),
-        ("expert_capacity", True),
-        ("router_jitter_noise", -0.5),
-        ("router_jitter_noise", 10**400),
-        ("router_bias", True),
-        ("router_bias", "no"),
-        ("dense_act_fn", "eval"),
-        ("dense_act_fn", {"class_name": "Lambda"}),
-        ("dropout_rate", "0.1"),
-        ("dropout_rate", -1),
-        ("layer_norm_epsilon", None),
-        ("tie_word_embeddings", 1),
-        ("pad_token_id", 7),
-        ("eos_token_id", "1"),
-        ("decoder_start_token_id", 5),
-    ):
+    for name, value in _FIELDS:
         shown = json.dumps(value)
         shown = shown if len(shown) < 40 else "a number of 401 digits"
         yield Fault(f"transformers: {name} is {shown}", _field(name, value), "")
@@ -319,9 +323,12 @@ def _of_tokenizers():
     ):
         yield Fault(f"transformers: {name}", spoil, "", "tokenizer")
 
-    def without_model(folder):
-        os.unlink(folder / _SPIECE)
 
+def _without_model(folder):
+    os.unlink(folder / _SPIECE)
+
+
+def _of_tokenizer_json():
     for name, edit in (
         ("no model", lambda c: c.update(model=None)),
         ("another kind of model", lambda c: c["model"].update(type="BPE")),
@@ -335,7 +342,7 @@ def _of_tokenizers():
         yield Fault(
             f"transformers: tokenizer.json with {name}",
             functools.partial(
-                _both, first=without_model, then=change("tokenizer.json", edit)
+                _both, first=_without_model, then=change("tokenizer.json", edit)
             ),
             "tokenizer.json",
             "tokenizer",
@@ -344,7 +351,7 @@ def _of_tokenizers():
         "transformers: no tokenizer at all",
         functools.partial(
             _both,
-            first=without_model,
+            first=_without_model,
             then=lambda folder: os.unlink(folder / "tokenizer.json"),
         ),
         "",

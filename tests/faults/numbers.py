@@ -2,8 +2,10 @@
 
 Each case is held to the NumPy oracle of tests/reference.py, which knows no
 backend and no dispatch: what agrees with it on every backend and under every
-dispatch is the same everywhere. A token that is not finite is NaN in its own
-row and nowhere else. Faults planted in the layer must be noticed.
+dispatch is the same everywhere. Where the oracle's float64 tells numbers apart
+that are one in float32, dispatches are held to each other. A token that is not
+finite is NaN in its own row and nowhere else. Faults planted in the layer must
+be noticed.
 """
 
 import functools
@@ -82,47 +84,82 @@ def cases(quick: bool) -> list[Case]:
 def _grid(dtype, router, regime):
     for experts, length, capacity in _SHAPES:
         k = min(2, experts) if router == "top_k" else 1
-        for dispatch in _DISPATCHES:
-            if router == "expert_choice" and dispatch == "dropless":
-                continue
-            spec = reference.Spec(
-                experts,
-                router,
-                k=k,
-                dispatch=dispatch,
-                capacity=None if dispatch == "dropless" else capacity,
-                training=True,
-            )
-            layer = bridge.make_layer(spec, _D, _F, dtype=dtype)
-            if regime == "ties":
-                layer.router.kernel.assign(layer.router.kernel * 0)
-            for mask in _MASKS.values():
-                _compare(spec, layer, regime, mask(length).astype("int32"))
+        for mask in _MASKS.values():
+            mask_here = mask(length).astype("int32")
+            found = {
+                dispatch: _run(
+                    reference.Spec(
+                        experts,
+                        router,
+                        k=k,
+                        dispatch=dispatch,
+                        capacity=None if dispatch == "dropless" else capacity,
+                        training=True,
+                    ),
+                    dtype,
+                    regime,
+                    mask_here,
+                )
+                for dispatch in _DISPATCHES
+                if (router, dispatch) != ("expert_choice", "dropless")
+            }
+            pairs = [("einsum", "gather")]
+            if capacity >= length and "dropless" in found:
+                pairs.append(("einsum", "dropless"))
+            for one, other in pairs:
+                _close(found[one], found[other], dtype)
 
 
-def _compare(spec, layer, regime, mask):
-    dtype = layer.compute_dtype
+@functools.cache
+def _layer(router, experts, k, dispatch, capacity, dtype, ties):
+    spec = reference.Spec(
+        experts, router, k=k, dispatch=dispatch, capacity=capacity
+    )
+    layer = bridge.make_layer(spec, _D, _F, dtype=dtype)
+    if ties:
+        layer.router.kernel.assign(layer.router.kernel * 0)
+    return layer
+
+
+def _run(spec, dtype, regime, mask):
+    """The output in float32, held to the oracle where it has the numbers."""
+    ties = regime == "ties"
+    names = (spec.router, spec.num_experts, spec.k, spec.dispatch)
+    layer = _layer(*names, spec.capacity, dtype, ties)
     x = ops.cast(_tokens(regime, mask.shape, dtype), dtype)
     y, routes = layer(x, padding_mask=mask, training=True, return_routing=True)
     y = bridge.numpy(ops.cast(y, "float32"))
     x = bridge.numpy(ops.cast(x, "float32"))
-    # Between NumPy and a backend only the routing may not differ at all.
-    wanted = bridge.run_oracle(spec, layer, x, mask)
-    bridge.assert_edges_equal(
-        _without_nan(routes), wanted.edges, spec.num_experts
-    )
-    bad = (mask == 1) & ~np.isfinite(x).all(axis=-1)
-    nan = np.isnan(wanted.y).any(axis=-1)
-    assert (nan | ~bad).all() or spec.router == "expert_choice"
-    np.testing.assert_array_equal(np.isnan(y).any(axis=-1), nan)
-    assert np.isfinite(y[~nan]).all()
-    assert (y[mask == 0] == 0).all()
-    scale = max(np.abs(wanted.y[~nan]).max(initial=0), 1e-30)
-    difference = np.abs(y[~nan] - wanted.y[~nan]).max(initial=0)
-    assert difference <= _TOLERANCES[dtype] * max(scale, 1e-3), difference
+    real = mask == 1
+    lost = np.isnan(y).any(axis=-1)
+    assert (y[~real] == 0).all()
+    assert np.isfinite(y[~lost]).all()
+    finite = np.isfinite(x).all(axis=-1)
+    assert (lost | finite | ~real).all(), "a bad token has a good output"
     for loss in layer.losses:
         assert np.isfinite(float(bridge.numpy(loss)))
     assert np.isfinite(bridge.numpy(layer.routing_stats.value)).all()
+    if regime == "beyond float32":
+        lost[0, 0] = False  # its logits may or may not be finite
+        assert not lost.any()
+    elif regime == "huge":
+        # Probabilities are 0 in float32 that float64 still tells apart.
+        assert not lost.any()
+    else:
+        wanted = bridge.run_oracle(spec, layer, x, mask)
+        edges = _without_nan(routes), wanted.edges, spec.num_experts
+        bridge.assert_edges_equal(*edges)
+        _close(y, wanted.y, dtype)
+    return y
+
+
+def _close(y, wanted, dtype):
+    """Equal up to rounding, and NaN in the same rows."""
+    lost = np.isnan(wanted).any(axis=-1)
+    np.testing.assert_array_equal(np.isnan(y).any(axis=-1), lost)
+    scale = max(np.abs(wanted[~lost]).max(initial=0), 1e-3)
+    difference = np.abs(y[~lost] - wanted[~lost]).max(initial=0)
+    assert difference <= _TOLERANCES[dtype] * scale, f"{difference} of {scale}"
 
 
 def _without_nan(routes):
@@ -139,7 +176,7 @@ def _tokens(regime, shape, dtype):
     elif regime == "zeros":
         x = np.zeros_like(x)
     elif regime in ("tiny", "huge"):
-        x *= {"tiny": 1e-4 if half else 1e-30, "huge": 1e3 if half else 1e30}[
+        x *= {"tiny": 1e-4 if half else 1e-30, "huge": 1e3 if half else 1e15}[
             regime
         ]
     elif regime == "beyond float32":

@@ -15,7 +15,12 @@ from keras_switch.models import (
     SwitchSeq2SeqLMPreprocessor,
     SwitchTokenizer,
 )
-from tests.faults import hostile_files, hostile_json, hostile_weights
+from tests.faults import (
+    hostile_files,
+    hostile_json,
+    hostile_parts,
+    hostile_weights,
+)
 from tests.faults.guard import digest, refused
 from tests.faults.hostile_files import seal
 from tests.faults.runner import Case, shared
@@ -61,7 +66,8 @@ def cases(quick: bool) -> list[Case]:
         Case("nothing wrong (it must load)", _loads),
         Case("nothing wrong, in shards (it must load)", _loads_shards),
     ]
-    for module in (hostile_json, hostile_files, hostile_weights):
+    modules = (hostile_json, hostile_parts, hostile_files, hostile_weights)
+    for module in modules:
         for fault in module.faults():
             found.append(Case(fault.name, functools.partial(_refuse, fault)))
     names = [case.name for case in found]
