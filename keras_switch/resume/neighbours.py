@@ -158,7 +158,8 @@ def _set_rows(logger, state):
     """Rows of steps that are done again must not be there twice, and without
     `append=True` the file has just been emptied."""
     file = logger.csv_file
-    if file.closed:
+    # None before its `on_train_begin`, which may come after this.
+    if file is None or file.closed:
         return
     file.seek(0)
     file.truncate()

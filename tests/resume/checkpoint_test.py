@@ -135,7 +135,8 @@ def test_a_signal_in_the_last_step_leaves_a_complete_run(whole, tmp_path):
     assert (digest(model), history) == whole
 
 
-def test_what_callbacks_remember(tmp_path):
+@pytest.mark.parametrize("last", [True, False])
+def test_what_callbacks_remember(last, tmp_path):
     def callbacks(folder):
         return [
             keras.callbacks.EarlyStopping(
@@ -159,9 +160,13 @@ def test_what_callbacks_remember(tmp_path):
                     *callbacks(folder),
                     CrashAt(crash),
                     epochs=6,
+                    last=last,
                 )
         model, history = fit(
-            checkpoint(folder, save_every=2), *callbacks(folder), epochs=6
+            checkpoint(folder, save_every=2),
+            *callbacks(folder),
+            epochs=6,
+            last=last,
         )
         with open(folder / "history.csv", newline="") as file:
             rows = list(csv.reader(file))
@@ -169,6 +174,23 @@ def test_what_callbacks_remember(tmp_path):
     assert results[0] == results[1]
     rates = results[0][1]["learning_rate"]
     assert rates[0] > rates[1] > rates[2]
+
+
+def test_seed_generators_outside_layers_are_resumed(tmp_path):
+    class Draw(CrashAt):
+        def _count(self, *args, **kwargs):
+            self.model.optimizer.generator.next()
+
+    def train(*callbacks):
+        model = make_model()
+        model.optimizer.generator = keras.random.SeedGenerator(7)
+        fit(checkpoint(tmp_path), Draw(0), *callbacks, model=model)
+        state = model.optimizer.generator.state
+        return keras.ops.convert_to_numpy(state).tolist()
+
+    with pytest.raises(Crash):
+        train(CrashAt(6))
+    assert train() == [7, STEPS * EPOCHS]
 
 
 @pytest.mark.parametrize("late", [False, True])

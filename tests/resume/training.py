@@ -78,8 +78,11 @@ def make_model(units=8, rate=0.01, compiled=False):
     return model
 
 
-def fit(checkpoint, *callbacks, model=None, epochs=EPOCHS):
+def fit(checkpoint, *callbacks, model=None, epochs=EPOCHS, last=True):
     """Trains as a program would that was started anew.
+
+    Args:
+        last: Whether the checkpoint is the last callback, or else the first.
 
     Returns:
         The model and its history.
@@ -91,7 +94,9 @@ def fit(checkpoint, *callbacks, model=None, epochs=EPOCHS):
         steps_per_epoch=STEPS,
         epochs=epochs,
         validation_data=(x, y),
-        callbacks=[*callbacks, checkpoint],
+        callbacks=[*callbacks, checkpoint]
+        if last
+        else [checkpoint, *callbacks],
         verbose=0,
     )
     return model, history.history
