@@ -15,12 +15,12 @@ SUITES = ("flags", "generate", "imports", "isolation", "numbers", "presets")
 @pytest.mark.slow
 def test_some_cases_of_every_suite_are_survived():
     """In a process of its own, from which cases can be forked."""
-    if keras.backend.backend() != "jax":
-        pytest.skip("on one backend; the whole runs on all three")
+    if keras.backend.backend() != "torch":
+        pytest.skip("on the backend that compiles nothing")
     done = subprocess.run(
         [sys.executable, "-m", "tests.faults", "--quick", *SUITES],
         cwd=ROOT,
-        env={**os.environ, "KERAS_BACKEND": "jax"},
+        env={**os.environ, "KERAS_BACKEND": "torch"},
         capture_output=True,
         text=True,
         timeout=900,
