@@ -1,13 +1,13 @@
 """How large a model is, and what a token costs, without building it."""
 
 import inspect
-import json
 import os
 from collections.abc import Mapping
 from typing import Any
 
 import keras
 
+from keras_switch.files import read_json
 from keras_switch.layers.routers import get_router
 from keras_switch.models.backbone_arguments import (
     check_arguments,
@@ -149,8 +149,7 @@ def _read_config(preset):
             "preset_or_config must be a local preset, nothing is downloaded; "
             f"received {preset!r}."
         )
-    with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
-        config = json.load(file)
+    config = read_json(os.path.join(folder, "config.json"))
     name = config.get("registered_name")
     if name != keras.saving.get_registered_name(SwitchBackbone):
         raise ValueError(

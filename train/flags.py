@@ -56,7 +56,11 @@ DTYPE = flags.DEFINE_enum(
     "Keras dtype policy. The router computes in float32 under every policy.",
 )
 BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", 32, "Sequences per step.", lower_bound=1
+    "batch_size",
+    32,
+    "Sequences per step.",
+    lower_bound=1,
+    upper_bound=1 << 20,
 )
 INPUT_LENGTH = flags.DEFINE_integer(
     "input_length",
@@ -64,6 +68,7 @@ INPUT_LENGTH = flags.DEFINE_integer(
     "Tokens of an encoder row, sentinels and end counted. The objective sets "
     "the length of the decoder's row.",
     lower_bound=8,
+    upper_bound=1 << 20,
 )
 CORPUS = flags.DEFINE_string(
     "corpus",

@@ -225,8 +225,10 @@ def experts_choose_padding(patch):
 def one_token_is_not_counted(patch):
     call = switch_layer.SwitchLayer.call
 
-    def mutant(self, x, **kwargs):
-        return call(self, x, record=x.shape[1] != 1, **kwargs)
+    # Keras reads the arguments that a layer's call takes.
+    def mutant(self, x, padding_mask=None, training=None, return_routing=False):
+        record = x.shape[1] != 1
+        return call(self, x, padding_mask, training, return_routing, record)
 
     patch.setattr(switch_layer.SwitchLayer, "call", mutant)
 

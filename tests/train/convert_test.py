@@ -10,6 +10,7 @@ from absl.testing import flagsaver
 from keras import ops
 
 from keras_switch import SwitchSeq2SeqLM
+from keras_switch.layers.routing_stats import STATISTICS
 from keras_switch_train import convert
 from keras_switch_train import flags as shared
 from tests.models import tiny
@@ -60,7 +61,8 @@ def test_a_dry_run_writes_nothing(preset, tmp_path, capsys):
     assert "encoder_layer_1/feed_forward/experts/wi/kernel [4x16x32]" in printed
     assert "experts.expert_0.wi.weight ... (4 tensors), transposed" in printed
     count = sum(int(np.prod(w.shape)) for w in tiny.backbone().weights)
-    statistics = 2 * 7  # of two sparse layers, in no checkpoint
+    # Of two sparse layers, in no checkpoint.
+    statistics = 2 * (len(STATISTICS) + 1)
     assert f"of {count - statistics:,} parameters" in printed
     assert not list(tmp_path.iterdir())
 
