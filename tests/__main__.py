@@ -45,12 +45,13 @@ def main(arguments: list[str]) -> int:
         ),
     }
     with tempfile.TemporaryDirectory() as programs:
-        for number, backend in enumerate(BACKENDS):
-            # What no backend computes is tested once.
-            again = ["-m", "not any_backend"] if number else []
+        for backend in BACKENDS:
+            # What no backend computes is tested once, where nothing compiles.
+            last = backend == BACKENDS[-1]
+            less = [] if last else ["-m", "not any_backend"]
             results[f"pytest on {backend}"] = run(
                 f"pytest on {backend}",
-                [*python, "pytest", "-q", "-n", "2", *again, *arguments],
+                [*python, "pytest", "-q", "-n", "2", *less, *arguments],
                 KERAS_BACKEND=backend,
                 # Two workers on two cores: more threads would only wait.
                 OMP_NUM_THREADS="1",
