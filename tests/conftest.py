@@ -25,6 +25,7 @@ ANY_BACKEND = (
     "data/spans_test.py",
     "data/tokens_test.py",
     "data/vocabulary_test.py",
+    "faults/",
     "files/",
     "models/preset_arrays_test.py",
     "models/preset_budget_test.py",

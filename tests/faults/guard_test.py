@@ -43,6 +43,10 @@ def unpickles(folder):
     pickle.loads(pickle.dumps(os.getpid))
 
 
+@pytest.mark.skipif(
+    keras.backend.backend() != "torch",
+    reason="a process that has computed on JAX or TensorFlow may not fork",
+)
 @pytest.mark.parametrize(
     ("block", "note"),
     [
