@@ -20,14 +20,11 @@ class Documents(NamedTuple):
 
 
 def load() -> Documents:
-    """Reads `--corpus`, fetching the demo corpus where that is needed."""
+    """Reads `--corpus`, fetching it where that is needed."""
     from keras_switch import data
 
     with flags.blame("corpus"):
-        if flags.CORPUS.value == "demo":
-            documents = data.demo_corpus()
-        else:
-            documents = data.text_files(flags.CORPUS.value)
+        documents = data.read_corpus(flags.CORPUS.value)
         return Documents(*data.split_documents(documents))
 
 

@@ -9,6 +9,11 @@ from keras_switch.data.corpus import (
     split_documents,
     text_files,
 )
+from keras_switch.data.domains import (
+    DOMAIN_LICENCES,
+    domain_corpus,
+    domain_provenance,
+)
 from keras_switch.data.download import Wheel, fetch_wheel
 from keras_switch.data.files import cache_directory
 from keras_switch.data.held_out import HeldOut
@@ -32,6 +37,7 @@ from keras_switch.data.vocabulary import (
 )
 
 __all__ = [
+    "DOMAIN_LICENCES",
     "LICENCES",
     "Document",
     "Examples",
@@ -46,6 +52,8 @@ __all__ = [
     "cache_directory",
     "clean_documents",
     "demo_corpus",
+    "domain_corpus",
+    "domain_provenance",
     "encode_documents",
     "fetch_vocabulary",
     "fetch_wheel",

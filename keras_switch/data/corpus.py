@@ -56,22 +56,28 @@ def read_corpus(
     separator: str = "file",
     cache_dir: str | os.PathLike | None = None,
 ) -> list[Document]:
-    """The demo corpus by its name, or text files.
+    """A corpus by its name, or text files.
 
     Args:
-        source: `"demo"`, see `demo_corpus`; or file names and glob patterns,
-            see `text_files` (`"./demo"` is a file of that name).
+        source: `"demo"`, see `demo_corpus`; `"domains"`, see `domain_corpus`;
+            or file names and glob patterns, see `text_files` (`"./demo"` is a
+            file of that name).
         separator: what separates documents of text files.
-        cache_dir: where the demo corpus is kept.
+        cache_dir: where a corpus that is fetched is kept.
 
     Returns:
         The documents.
 
     Raises:
-        As `demo_corpus` and `text_files`.
+        As `demo_corpus`, `domain_corpus` and `text_files`.
     """
     if source == "demo":
         return demo_corpus(cache_dir)
+    if source == "domains":
+        # It is made from the demo corpus, among others.
+        from keras_switch.data.domains import domain_corpus
+
+        return domain_corpus(cache_dir)
     return text_files(source, separator)
 
 

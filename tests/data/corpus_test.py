@@ -11,6 +11,7 @@ from keras_switch.data import (
     clean_documents,
     corpus,
     demo_corpus,
+    domains,
     read_corpus,
     split_documents,
     text_files,
@@ -53,8 +54,10 @@ def test_the_demo_corpus_is_clean_and_labelled(wheels):
     ]
 
 
-def test_a_corpus_is_named_or_text_files(wheels, tmp_path):
+def test_a_corpus_is_named_or_text_files(wheels, tmp_path, monkeypatch):
     assert read_corpus("demo") == demo_corpus()
+    monkeypatch.setattr(domains, "domain_corpus", lambda cache: [cache])
+    assert read_corpus("domains", cache_dir="cache") == ["cache"]
     (tmp_path / "demo").write_text("one\n\ntwo")
     path = tmp_path / "demo"
     assert [d.text for d in read_corpus([path])] == ["one two"]

@@ -1,0 +1,335 @@
+"""Files of the Debian archive, fetched through apt; nothing is installed."""
+
+import datetime
+import gzip
+import io
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import tarfile
+import tempfile
+import urllib.parse
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from absl import logging
+
+from keras_switch import files
+
+_DESCRIPTIONS = "descriptions.json.gz"
+_RECORD = "debian.json"
+
+# Lists and cache of its own, so that it needs no rights and changes nothing.
+# Images for containers switch the translated descriptions off, and have hooks
+# that empty the system's cache.
+_CONFIGURATION = """\
+#clear Acquire::Languages;
+#clear APT::Update::Pre-Invoke;
+#clear APT::Update::Post-Invoke;
+#clear APT::Update::Post-Invoke-Success;
+Acquire::Languages {{ "en"; }};
+Acquire::GzipIndexes "false";
+Acquire::Retries "3";
+Debug::NoLocking "true";
+Dir::State::lists "{folder}/lists";
+Dir::Cache "{folder}/cache";
+"""
+# Root gives its rights up for downloads, to a user who can't write here.
+_AS_ROOT = 'APT::Sandbox::User "root";\n'
+_TARGETS = (
+    "$(ORIGIN)|$(COMPONENT)|$(CREATED_BY)|$(SUITE)|$(VERSION)|$(FILENAME)"
+)
+
+
+class DebianFiles(NamedTuple):
+    """What was fetched.
+
+    Args:
+        packages: the `.deb` file of each label.
+        descriptions: a JSON file, see `read_descriptions`.
+        record: what the files are: names, versions, SHA-256 digests, date.
+    """
+
+    packages: dict[str, pathlib.Path]
+    descriptions: pathlib.Path
+    record: dict[str, Any]
+
+
+def fetch_debian(
+    patterns: Mapping[str, str], folder: str | os.PathLike
+) -> DebianFiles:
+    """Packages and package descriptions; apt fetches them the first time.
+
+    apt uses the machine's own sources and keys, but lists and a cache in a
+    temporary folder: it works without root and leaves the system as it is.
+    The archive is not frozen, so that versions can't be pinned. apt checks
+    what it fetches against the archive's signature; the digests are recorded
+    then, and the files checked against them at every later call. The packages
+    are not installed and nothing of theirs runs.
+
+    Args:
+        patterns: for each label an extended regular expression of the name of
+            a package. Of several that match, the one with the highest numbers
+            in its name is taken.
+        folder: where the files are kept; whole or absent.
+
+    Returns:
+        The verified files.
+
+    Raises:
+        RuntimeError: if apt is missing, or cannot fetch a file (no network,
+            say).
+        ValueError: if a file is not the one that was fetched.
+    """
+    folder = pathlib.Path(folder)
+    if not folder.exists():
+        _fetch(patterns, folder)
+    record = files.read_json(folder / _RECORD)
+    for entry in [*record["packages"], record["descriptions"]]:
+        _check_digest(folder / entry["file"], entry["sha256"])
+    packages = {e["label"]: folder / e["file"] for e in record["packages"]}
+    if set(packages) != set(patterns):
+        raise ValueError(
+            f"{folder} must hold {sorted(patterns)}; received "
+            f"{sorted(packages)}. Delete the folder to fetch it again."
+        )
+    return DebianFiles(packages, folder / _DESCRIPTIONS, record)
+
+
+def _check_digest(path, wanted):
+    digest = files.sha256(path) if path.exists() else "no file"
+    if digest != wanted:
+        raise ValueError(
+            f"{path} must have the sha256 digest {wanted}; received {digest}. "
+            f"Delete the folder {path.parent} to fetch it again."
+        )
+
+
+def _fetch(patterns, folder):
+    if not (shutil.which("apt-get") and shutil.which("apt-cache")):
+        raise RuntimeError(_advise("apt-get must be installed.", folder))
+    with (
+        tempfile.TemporaryDirectory() as private,
+        files.atomic_folder(folder) as new,
+    ):
+        configuration = _configure(pathlib.Path(private))
+        try:
+            said = _run(configuration, "apt-get", "-qq", "update").stderr
+            record = {
+                "fetched": datetime.datetime.now(datetime.UTC).isoformat(),
+                "packages": _download(configuration, patterns, new, said),
+                "descriptions": _write_descriptions(configuration, new, said),
+            }
+        except _AptError as error:
+            raise RuntimeError(_advise(error, folder)) from None
+        with open(new / _RECORD, "w", encoding="utf-8") as file:
+            json.dump(record, file, indent=1)
+
+
+class _AptError(Exception):
+    """What apt could not do."""
+
+
+def _advise(problem, folder):
+    return (
+        f"could not fetch from the Debian archive: {problem}\nThe download is "
+        "needed once. It takes a Debian system whose apt sources name its main "
+        f"section, and a network. Elsewhere, copy the folder {folder} from "
+        "such a machine, or train on text files of your own."
+    )
+
+
+def _configure(private):
+    for name in ("lists/partial", "cache/archives/partial"):
+        (private / name).mkdir(parents=True)
+    text = _CONFIGURATION.format(folder=private)
+    if os.geteuid() == 0:
+        text += _AS_ROOT
+    path = private / "apt.conf"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def _run(configuration, command, *arguments, cwd=None):
+    done = subprocess.run(
+        [command, "-c", str(configuration), *arguments],
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        env={**os.environ, "LC_ALL": "C"},
+        cwd=cwd,
+    )
+    if done.returncode:
+        said = " ".join([command, *arguments])
+        raise _AptError(f"{said}: {_reason(done.stderr)}")
+    return done
+
+
+def _reason(said):
+    """The first error; the later ones say what followed from it."""
+    lines = [line for line in said.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("E:")]
+    return [*errors, *lines, "(no message)"][0]
+
+
+def _download(configuration, patterns, folder, said):
+    entries = []
+    for label, pattern in patterns.items():
+        name = _find(configuration, pattern, said)
+        before = set(folder.iterdir())
+        logging.info("fetching %s", name)
+        _run(configuration, "apt-get", "-qq", "download", name, cwd=folder)
+        (path,) = set(folder.iterdir()) - before
+        # The colon of an epoch is written as %3a.
+        version = urllib.parse.unquote(path.name.split("_")[1])
+        entry = {"label": label, "package": name, "version": version}
+        entry |= {"file": path.name, "sha256": files.sha256(path)}
+        entries.append(entry)
+    return entries
+
+
+def _find(configuration, pattern, said):
+    search = ("search", "--names-only", f"^{pattern}$")
+    found = _run(configuration, "apt-cache", *search).stdout.splitlines()
+    names = [line.split(" - ")[0] for line in found]
+    if not names:
+        raise _AptError(
+            f"no package matches {pattern!r}. apt-get update: {_reason(said)}"
+        )
+    return max(names, key=lambda name: [*map(int, re.findall(r"\d+", name))])
+
+
+def _write_descriptions(configuration, folder, said):
+    lists = _run(configuration, "apt-get", "indextargets", "--format", _TARGETS)
+    paths = {"Packages": [], "Translations": []}
+    entries = []
+    for line in sorted(lists.stdout.splitlines()):
+        origin, component, kind, suite, version, path = line.split("|")
+        if (origin, component) == ("Debian", "main") and kind in paths:
+            paths[kind].append(path)
+            entry = {"suite": suite, "version": version, "index": kind}
+            entries.append(entry | {"sha256": files.sha256(path)})
+    texts = _join(paths["Packages"], paths["Translations"])
+    if not texts:
+        raise _AptError(
+            "the sources have no descriptions of the packages of Debian main. "
+            f"apt-get update: {_reason(said)}"
+        )
+    path = folder / _DESCRIPTIONS
+    # No time stamp: the same descriptions have the same digest.
+    path.write_bytes(gzip.compress(json.dumps(texts).encode(), mtime=0))
+    entry = {"file": path.name, "sha256": files.sha256(path)}
+    return entry | {"indexes": entries}
+
+
+def _join(packages, translations):
+    texts = {}
+    for stanza in _stanzas(translations):
+        text = stanza.get("Description-en")
+        if text:
+            texts.setdefault(stanza["Description-md5"], text)
+    chosen = {}
+    for stanza in _stanzas(packages):
+        name = stanza["Package"]
+        source = stanza.get("Source", name).split()[0]
+        rank = (name != source, name)
+        text = texts.get(stanza.get("Description-md5"))
+        if text and (source not in chosen or rank < chosen[source][0]):
+            chosen[source] = (rank, text)
+    return {source: chosen[source][1] for source in sorted(chosen)}
+
+
+def _stanzas(paths) -> Iterator[dict[str, str]]:
+    """The fields of each stanza; lines that go on begin with a space."""
+    for path in paths:
+        stanza, name = {}, None
+        with open(path, encoding="utf-8") as file:
+            for line in file:
+                if line.startswith(" "):
+                    stanza[name] += "\n" + line.rstrip()
+                elif line.strip():
+                    name, _, value = line.partition(":")
+                    stanza[name] = value.strip()
+                else:
+                    yield stanza
+                    stanza = {}
+        if stanza:
+            yield stanza
+
+
+def read_descriptions(path: str | os.PathLike) -> list[str]:
+    """Package descriptions: the short one, then the paragraphs of the long.
+
+    One for each source package: the packages built from one source share
+    most of their text, and would be on both sides of a split by document. It
+    is that of the package of the source's name, or else of the first by name.
+
+    Args:
+        path: the file `fetch_debian` wrote.
+
+    Returns:
+        The texts, by name of the source package.
+    """
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        return [_paragraphs(text) for text in json.load(file).values()]
+
+
+def _paragraphs(text):
+    short, _, long = text.partition("\n")
+    # A line with only a full stop separates paragraphs.
+    long = re.sub(r"^ \.$", "", long, flags=re.MULTILINE)
+    return f"{short.strip().rstrip('.')}.\n{long}"
+
+
+def read_deb(path: str | os.PathLike, pattern: str) -> dict[str, bytes]:
+    """Files of a Debian package, read without installing it.
+
+    Args:
+        path: the `.deb` file.
+        pattern: a regular expression of the whole path of a file, as
+            `usr/share/doc/anarchism/html/.*`, without the `.gz` of one that
+            the packager compressed.
+
+    Returns:
+        Path and content of each plain file that matches, unpacked, by path.
+
+    Raises:
+        ValueError: if it is no Debian package, or its files are compressed in
+            a way that this Python does not read; or none matches.
+    """
+    found = {}
+    try:
+        with tarfile.open(fileobj=_data_of(path)) as archive:
+            for member in archive:
+                name = member.name.removeprefix("./")
+                plain = name.removesuffix(".gz")
+                if member.isfile() and re.fullmatch(pattern, plain):
+                    content = archive.extractfile(member).read()
+                    packed = plain != name
+                    found[plain] = (
+                        gzip.decompress(content) if packed else content
+                    )
+    except tarfile.TarError as error:
+        raise ValueError(
+            f"{path} must be compressed by gzip, bzip2 or xz; received {error}."
+        ) from None
+    if not found:
+        raise ValueError(f"{path} must hold {pattern!r}; received no match.")
+    return dict(sorted(found.items()))
+
+
+def _data_of(path):
+    """The tar file of a `.deb`, an `ar` archive with heads of 60 bytes."""
+    with open(path, "rb") as file:
+        if file.read(8) == b"!<arch>\n":
+            while len(head := file.read(60)) == 60:
+                content = file.read(int(head[48:58]))
+                if head.startswith(b"data.tar"):
+                    return io.BytesIO(content)
+                file.read(len(content) % 2)
+    raise ValueError(
+        f"{path} must be a Debian package; received a file without data.tar."
+    )
