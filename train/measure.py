@@ -8,7 +8,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from typing import Any, NamedTuple
 
@@ -25,12 +25,14 @@ class Timing(NamedTuple):
     best: float
 
 
-def header() -> dict[str, Any]:
-    """The machine and the versions, to print above any figure."""
-    versions = {
-        name: metadata.version(name)
-        for name in ("keras", "keras-hub", "numpy", _BACKEND)
-    }
+def header(also: Sequence[str] = ()) -> dict[str, Any]:
+    """The machine and the versions, to print above any figure.
+
+    Args:
+        also: More packages that take part.
+    """
+    names = ("keras", "keras-hub", "numpy", _BACKEND, *also)
+    versions = {name: metadata.version(name) for name in names}
     return {
         "backend": _BACKEND,
         "device": _device(),
@@ -125,13 +127,141 @@ def forward(layer: keras.layers.Layer) -> tuple[Callable, list]:
     Returns:
         The function, and the weights to call it with.
     """
-    trainable = [v.value for v in layer.trainable_variables]
-    other = [v.value for v in layer.non_trainable_variables]
+    trainable, other = _values(layer)
 
     def call(trainable, other, x):
         return layer.stateless_call(trainable, other, x, training=False)[0]
 
     return call, [trainable, other]
+
+
+def _values(layer):
+    return (
+        [v.value for v in layer.trainable_variables],
+        [v.value for v in layer.non_trainable_variables],
+    )
+
+
+def evaluation(layer: keras.layers.Layer, x: Any) -> Callable:
+    """A layer in evaluation, compiled; on torch as it is.
+
+    On TensorFlow without XLA, which is slower there on a CPU.
+
+    Args:
+        layer: A built layer.
+        x: Its input, a tensor of the backend.
+
+    Returns:
+        A function without arguments that waits for what it computes, and
+        returns the output, the first one if there are several, and twice
+        `None`, as `training` has gradients.
+    """
+    if _BACKEND == "jax":
+        import jax
+
+        @jax.jit
+        def call(trainable, other, x):
+            # State is returned too, or the compiler would leave it out.
+            y, other = layer.stateless_call(trainable, other, x, training=False)
+            return (_first(y), None, None), other
+
+        return _with_state(layer, call, x)
+    if _BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        call = tf.function(lambda x: _first(layer(x, training=False)))
+        return lambda: (call(x), None, None)
+    import torch
+
+    @torch.no_grad()
+    def call():
+        return _first(layer(x, training=False)), None, None
+
+    return call
+
+
+def training(layer: keras.layers.Layer, x: Any, dy: Any) -> Callable:
+    """A layer in training, forward and backward, compiled as `evaluation`.
+
+    Args:
+        layer: A built layer.
+        x: Its input, a tensor of the backend.
+        dy: The gradient of its output.
+
+    Returns:
+        A function without arguments that waits for what it computes, and
+        returns the output, the gradient of `x`, and those of the weights. The
+        layer's own losses have no part in them.
+    """
+    if _BACKEND == "jax":
+        return _jax_training(layer, x, dy)
+    if _BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        @tf.function
+        def step(x, dy):
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                y = layer(x, training=True)
+            weights = [v.value for v in layer.trainable_variables]
+            gradients = tape.gradient(y, [x, *weights], output_gradients=dy)
+            return y, gradients[0], gradients[1:]
+
+        return lambda: step(x, dy)
+    import torch
+
+    x = x.detach().requires_grad_()
+    weights = [v.value for v in layer.trainable_variables]
+
+    def step():
+        y = layer(x, training=True)
+        gradients = torch.autograd.grad(y, [x, *weights], dy)
+        return y.detach(), gradients[0], gradients[1:]
+
+    return step
+
+
+def _jax_training(layer, x, dy):
+    import jax
+
+    @jax.jit
+    def step(trainable, other, x, dy):
+        def call(trainable, x):
+            return layer.stateless_call(trainable, other, x, training=True)
+
+        y, back, other = jax.vjp(call, trainable, x, has_aux=True)
+        gradients, x_gradient = back(dy)
+        return (y, x_gradient, gradients), other
+
+    return _with_state(layer, step, x, dy)
+
+
+def _with_state(layer, function, *args):
+    """Calls a function of weights; the layer keeps the state it returns."""
+    import jax
+
+    weights = _values(layer)
+
+    def call():
+        results, state = jax.block_until_ready(function(*weights, *args))
+        variables = layer.non_trainable_variables
+        for variable, value in zip(variables, state, strict=True):
+            variable.assign(value)
+        return results
+
+    return call
+
+
+def _first(y):
+    return y[0] if isinstance(y, tuple) else y
+
+
+def use_all_cores() -> None:
+    """Torch else takes what the machine has, not what the process may use."""
+    if _BACKEND == "torch":
+        import torch
+
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
 
 
 def interleaved(

@@ -13,6 +13,9 @@ def test_header_names_the_machine_and_the_versions():
     assert head["backend"] == keras.backend.backend()
     assert head["keras"] == keras.__version__
     assert head["cores"] >= 1 and head["device"]
+    assert "transformers" not in head
+    also = measure.header(["transformers", "numpy"])
+    assert also["transformers"][0].isdigit() and also["numpy"] == np.__version__
 
 
 def test_compiled_function_computes_the_same():
@@ -47,6 +50,67 @@ def test_forward_is_a_function_of_the_weights():
         2 * ops.convert_to_numpy(layer(x)),
         rtol=1e-6,
     )
+
+
+class Square(keras.layers.Layer):
+    """A product and its square, and a count of calls."""
+
+    def build(self, shape):
+        self.kernel = self.add_weight(shape=(shape[-1], 3), name="kernel")
+        self.calls = self.add_weight(
+            shape=(), initializer="zeros", trainable=False, name="calls"
+        )
+
+    def call(self, x, training=False):
+        self.calls.assign(self.calls + (10.0 if training else 1.0))
+        return ops.square(ops.matmul(x, self.kernel))
+
+
+def numpy(values):
+    return [ops.convert_to_numpy(value) for value in values]
+
+
+def test_evaluation_is_one_call_that_keeps_its_state(rng):
+    layer = Square()
+    layer.build((2, 5, 4))
+    x = rng.normal(size=(2, 5, 4)).astype("float32")
+    run = measure.evaluation(layer, ops.convert_to_tensor(x))
+    y, *gradients = run()
+    expected = (x @ ops.convert_to_numpy(layer.kernel)) ** 2
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(y), expected, rtol=1e-4, atol=1e-5
+    )
+    assert gradients == [None, None]
+    assert float(ops.convert_to_numpy(layer.calls.value)) == 1.0
+
+
+def test_evaluation_gives_the_first_of_several_outputs():
+    layer = keras.layers.Lambda(lambda x: (x, 2 * x))
+    layer.build((2, 3))
+    y = measure.evaluation(layer, ops.ones((2, 3)))()[0]
+    np.testing.assert_array_equal(ops.convert_to_numpy(y), np.ones((2, 3)))
+
+
+def test_training_computes_every_gradient(rng):
+    layer = Square()
+    layer.build((2, 5, 4))
+    x, dy = (rng.normal(size=(2, 5, n)).astype("float32") for n in (4, 3))
+    run = measure.training(
+        layer, ops.convert_to_tensor(x), ops.convert_to_tensor(dy)
+    )
+    y, dx, (dkernel,) = run()
+    kernel = ops.convert_to_numpy(layer.kernel)
+    upstream = 2 * (x @ kernel) * dy
+    expected = (
+        (x @ kernel) ** 2,
+        upstream @ kernel.T,
+        np.einsum("btd,btf->df", x, upstream),
+    )
+    for got, wanted in zip(numpy((y, dx, dkernel)), expected, strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
+    # Nothing is updated but the state.
+    assert float(ops.convert_to_numpy(layer.calls.value)) == 10.0
+    np.testing.assert_array_equal(ops.convert_to_numpy(layer.kernel), kernel)
 
 
 def test_interleaved_takes_turns_and_leaves_the_first_two_out(monkeypatch):
