@@ -4,15 +4,13 @@
 and keeps its model there; they are asked in turns.
 """
 
-import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from keras_switch_train import workers
 
 VOCABULARY = 32128
 
@@ -57,44 +55,67 @@ def compare(
     sides = ("ours", "transformers") if rival else ("ours",)
     with tempfile.TemporaryDirectory() as folder:
         write_model(shape, folder)
-        workers = {
-            side: _Worker(side, folder, backend, retain_heap) for side in sides
-        }
+        processes = {}
         try:
+            for side in sides:
+                processes[side] = workers.Worker(
+                    "generate_worker", (side, folder), backend, retain_heap
+                )
+            heaps = {side: each.head for side, each in processes.items()}
+            workers.require_same(heaps, ("heap",))
             return [
                 row
                 for batch in batches
-                for row in _rows(workers, shape, batch, repeats)
+                for row in _rows(processes, shape, batch, repeats)
             ]
         finally:
-            for worker in workers.values():
-                worker.close()
+            for process in processes.values():
+                process.close()
 
 
 def write_model(shape: Shape, folder: str, seed: int = 0) -> None:
     """Writes a random model, with `transformers`."""
+    model = make_model(
+        seed,
+        vocab_size=VOCABULARY,
+        d_model=shape.hidden_dim,
+        d_ff=shape.intermediate_dim,
+        num_layers=shape.layers,
+        num_experts=shape.experts,
+    )
+    model.save_pretrained(folder)
+
+
+def make_model(seed: int, **config: Any) -> Any:
+    """A random model of `transformers`.
+
+    Args:
+        seed: Of its weights.
+        **config: Of its configuration: `vocab_size`, `d_model`, `d_ff`,
+            `num_layers` of each stack, every other one sparse, `num_experts`;
+            and what is not to have its default.
+
+    Returns:
+        A `SwitchTransformersForConditionalGeneration` that drops no token.
+    """
     import torch
     import transformers
 
     torch.manual_seed(seed)
-    heads = max(shape.hidden_dim // 64, 1)
-    config = transformers.SwitchTransformersConfig(
-        vocab_size=VOCABULARY,
-        d_model=shape.hidden_dim,
-        d_kv=shape.hidden_dim // heads,
-        d_ff=shape.intermediate_dim,
-        num_heads=heads,
-        num_layers=shape.layers,
-        num_decoder_layers=shape.layers,
-        num_sparse_encoder_layers=shape.layers // 2,
-        num_sparse_decoder_layers=shape.layers // 2,
-        num_experts=shape.experts,
-        # Ours drops nothing either.
-        expert_capacity=1 << 20,
-        decoder_start_token_id=0,
+    heads = max(config["d_model"] // 64, 1)
+    layers = config["num_layers"]
+    return transformers.SwitchTransformersForConditionalGeneration(
+        transformers.SwitchTransformersConfig(
+            d_kv=config["d_model"] // heads,
+            num_heads=heads,
+            num_decoder_layers=layers,
+            num_sparse_encoder_layers=layers // 2,
+            num_sparse_decoder_layers=layers // 2,
+            expert_capacity=1 << 20,
+            decoder_start_token_id=0,
+            **config,
+        )
     )
-    model = transformers.SwitchTransformersForConditionalGeneration(config)
-    model.save_pretrained(folder)
 
 
 def bytes_of_step(shape: Shape) -> int:
@@ -109,7 +130,7 @@ def bytes_of_step(shape: Shape) -> int:
     return 4 * (shape.layers * layer + VOCABULARY * width)
 
 
-def _rows(workers, shape, batch, repeats):
+def _rows(processes, shape, batch, repeats):
     batch_size, length = batch
     rng = np.random.default_rng(batch_size)
     request = {
@@ -118,17 +139,13 @@ def _rows(workers, shape, batch, repeats):
         ).tolist(),
         "new_tokens": shape.new_tokens,
     }
-    answers = {side: worker.ask(request) for side, worker in workers.items()}
+    answers = {side: each.ask(**request) for side, each in processes.items()}
     _check_same(answers)
     one_token = {**request, "new_tokens": 1}
-    for worker in workers.values():
-        worker.ask(one_token)  # which compiles
-    seconds = {side: [] for side in workers}
-    first = {side: [] for side in workers}
-    for _ in range(repeats):
-        for side, worker in workers.items():
-            seconds[side].append(worker.ask(request)["seconds"])
-            first[side].append(worker.ask(one_token)["seconds"])
+    for process in processes.values():
+        process.ask(**one_token)  # which compiles
+    seconds = workers.in_turns(processes, repeats, **request)
+    first = workers.in_turns(processes, repeats, **one_token)
     medians = {side: statistics.median(s) for side, s in seconds.items()}
     tokens = batch_size * shape.new_tokens
     rows = []
@@ -162,47 +179,3 @@ def _check_same(answers):
             "The two sides must generate the same tokens to be compared; they "
             "generated different ones."
         )
-
-
-class _Worker:
-    """A process that holds one side's model."""
-
-    def __init__(self, side, folder, backend, retain_heap):
-        self._process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "keras_switch_train.generate_worker",
-                side,
-                folder,
-                "retain" if retain_heap else "leave",
-            ],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={
-                **os.environ,
-                "KERAS_BACKEND": backend,
-                "TF_CPP_MIN_LOG_LEVEL": "2",
-            },
-        )
-        self._side = side
-        self._answer()
-
-    def ask(self, request):
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        return self._answer()
-
-    def _answer(self):
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(
-                f"The process of {self._side} must answer; it ended with exit "
-                f"code {self._process.wait()}."
-            )
-        return json.loads(line)
-
-    def close(self):
-        self._process.stdin.close()
-        self._process.wait()

@@ -1,21 +1,21 @@
 """One side of `benchmark.py --what=generate`, in a process of its own.
 
-Reads requests, one JSON object a line, from stdin: `encoder_token_ids`,
-`[B, S]`, and `new_tokens`; answers each with `seconds` and `token_ids` on a
-line of stdout. The first line it writes says that the model is loaded.
+Arguments: the side, and the folder of a model. Answers `encoder_token_ids`,
+`[B, S]`, and `new_tokens` with `seconds` and `token_ids`.
 """
 
-import json
 import os
 import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-from keras_switch_train import heap
+from keras_switch_train import workers
 
 
-def ours(folder: str):
+def ours(folder: str) -> Callable:
     """A function of ids and a number of tokens: what our model generates."""
     import keras_switch
 
@@ -42,7 +42,7 @@ def ours(folder: str):
     return generate
 
 
-def transformers(folder: str):
+def transformers(folder: str) -> Callable:
     """The same of `transformers`."""
     import torch
     from transformers import AutoModelForSeq2SeqLM
@@ -64,23 +64,19 @@ def transformers(folder: str):
     return generate
 
 
-def main(side: str, folder: str, retain: str) -> None:
-    """Loads a model, then serves requests until stdin ends."""
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # nobody else's lines
-    if retain == "retain":
-        heap.retain()
+def make(side: str, folder: str) -> Callable[..., dict[str, Any]]:
+    """Loads a side; returns the function that answers requests."""
     generate = {"ours": ours, "transformers": transformers}[side](folder)
-    print(json.dumps({"ready": True}), file=answers, flush=True)
-    for line in sys.stdin:
-        request = json.loads(line)
-        token_ids = np.array(request["encoder_token_ids"], "int32")
+
+    def answer(encoder_token_ids, new_tokens):
+        token_ids = np.array(encoder_token_ids, "int32")
         start = time.perf_counter()
-        outputs = generate(token_ids, request["new_tokens"])
+        outputs = generate(token_ids, new_tokens)
         seconds = time.perf_counter() - start
-        answer = {"seconds": seconds, "token_ids": outputs.tolist()}
-        print(json.dumps(answer), file=answers, flush=True)
+        return {"seconds": seconds, "token_ids": outputs.tolist()}
+
+    return answer
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    workers.serve(make, sys.argv[1:])

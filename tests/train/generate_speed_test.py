@@ -46,14 +46,13 @@ def test_rows_say_how_much_faster_and_how_fast_the_first_token():
         def __init__(self, first, token):
             self.first, self.token = first, token
 
-        def ask(self, request):
-            count = request["new_tokens"]
-            seconds = self.first + self.token * (count - 1)
-            return {"seconds": seconds, "token_ids": [[0] * count]}
+        def ask(self, encoder_token_ids, new_tokens):
+            seconds = self.first + self.token * (new_tokens - 1)
+            return {"seconds": seconds, "token_ids": [[0] * new_tokens]}
 
     shape = generate_speed.Shape(8, 768, 3072, new_tokens=11)
-    workers = {"ours": Worker(0.1, 0.01), "transformers": Worker(0.2, 0.04)}
-    ours, theirs = generate_speed._rows(workers, shape, (1, 4), repeats=3)
+    sides = {"ours": Worker(0.1, 0.01), "transformers": Worker(0.2, 0.04)}
+    ours, theirs = generate_speed._rows(sides, shape, (1, 4), repeats=3)
     assert (ours["s"], theirs["s"]) == (0.2, 0.6)
     assert (ours["times as fast"], theirs["times as fast"]) == (3.0, 1.0)
     assert (ours["first token s"], ours["ms a token"]) == (0.1, 10.0)
