@@ -1,0 +1,99 @@
+"""Ratios of planted curves; tables and plots of planted arms."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from keras_switch_train import study_report
+
+
+def test_first_reach():
+    losses, steps = [4.0, 3.0, 3.2, 2.0], [10, 20, 30, 40]
+    reach = study_report.first_reach
+    assert reach(losses, steps, 4.5) == 10
+    assert reach(losses, steps, 3.0) == 20
+    assert reach(losses, steps, 3.5) == pytest.approx(15)
+    # It fell below 3.2 before, but not below 2.9.
+    assert reach(losses, steps, 3.2) == pytest.approx(18)
+    assert reach(losses, steps, 2.6) == pytest.approx(35)
+    assert reach(losses, steps, 1.9) is None
+
+
+def write_arm(folder, name, seed, curve, ends):
+    job = folder / "arms" / f"{name}-seed{seed}"
+    job.mkdir(parents=True)
+    (job / "arm.json").write_text(json.dumps({"name": name, "seed": seed}))
+    with open(job / "curve.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, curve)
+        writer.writeheader()
+        for values in zip(*curve.values(), strict=True):
+            writer.writerow(dict(zip(curve, values, strict=True)))
+    counts = {"total": 8, "active": 4, "flops": 2_000_000}
+    ends = {"parameters": counts, "domains": ends}
+    (job / "ends.json").write_text(json.dumps(ends))
+
+
+def curve(steps, losses, seconds):
+    return {
+        "step": steps,
+        "seconds": [s * seconds for s in steps],
+        "cpu_seconds": [s * seconds for s in steps],
+        "val_loss": losses,
+    }
+
+
+@pytest.fixture
+def study(tmp_path):
+    steps = [100, 200, 300, 400]
+    dense = {"a": {"loss": 3.0}, "b": {"loss": 2.0}}
+    load = {"encoder_layer_0": [1.0, 0.0]}, {"encoder_layer_0": [0.0, 1.0]}
+    sparse = {
+        "a": {"loss": 2.5, "load": load[0]},
+        "b": {"loss": 2.0, "load": load[1]},
+    }
+    write_arm(tmp_path, "dense", 0, curve(steps, [5, 4, 3.5, 3], 0.1), dense)
+    # Half the steps to the same loss, each half as long again.
+    write_arm(tmp_path, "switch", 0, curve(steps, [4, 3, 2.8, 2], 0.15), sparse)
+    write_arm(tmp_path, "top_2", 0, curve(steps[:2], [4.5, 2.75], 0.2), sparse)
+    return tmp_path
+
+
+def test_ratios_of_planted_curves(study):
+    results = study_report.write(str(study))
+    last = results["main"][-1]
+    assert last["dense step"] == 400 and last["switch step"] == 200
+    assert last["steps ratio"] == 2.0
+    assert last["time ratio"] == pytest.approx(2 / 1.5, abs=0.01)
+    first = results["main"][0]
+    assert first["dense step"] == 100 and first["switch step"] == 100
+
+
+def test_other_arms_at_the_last_common_step(study):
+    (row,) = study_report.write(str(study))["others"]
+    assert row["arm"] == "top_2" and row["step"] == 200
+    assert row["less switch"] == -0.25 and row["less dense"] == -1.25
+
+
+def test_domains(study):
+    a, b = study_report.write(str(study))["domains"]
+    assert a["domain"] == "a" and a["gain"] == 0.5 and b["gain"] == 0.0
+    # Two domains that share no expert: ln 2 from the mean of both.
+    surprise = a["encoder load from the mean's, nats"]
+    assert surprise == pytest.approx(np.log(2), abs=1e-3)
+
+
+def test_files(study):
+    results = study_report.write(str(study))
+    assert json.loads((study / "results.json").read_text()) == results
+    for name in ("loss.png", "ratio.png", "specialisation-seed0.png"):
+        assert (study / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_one_arm_alone(study):
+    for job in (study / "arms").glob("[ds]*"):
+        (job / "ends.json").unlink()  # not done yet
+    results = study_report.write(str(study))
+    assert [row["arm"] for row in results["arms"]] == ["top_2"]
+    assert results["main"] == []

@@ -1,0 +1,84 @@
+"""The study at its smallest, and what it refuses."""
+
+import json
+import os
+
+import keras
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from keras_switch_train import flags as shared
+from keras_switch_train import study
+from tests.train.study_worker_test import corpus as corpus
+
+
+@pytest.fixture(autouse=True)
+def small(corpus, tmp_path, monkeypatch):
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS(["test"])
+    backend = keras.backend.backend()
+    # The workers are processes of their own.
+    monkeypatch.setenv("KERAS_SWITCH_CACHE", str(corpus / "cache"))
+    monkeypatch.setenv("KERAS_BACKEND", backend)
+    with flagsaver.flagsaver(
+        backend=backend,
+        corpus=f"{corpus}/text/*.txt",
+        workdir=str(tmp_path),
+        vocabulary_size=300,
+        smoke=True,
+    ):
+        yield
+
+
+@pytest.mark.slow
+def test_smoke(tmp_path, monkeypatch):
+    # The others: `python train/study.py --smoke`.
+    monkeypatch.setattr(study, "_SMOKE_ARMS", ("dense", "switch"))
+    study.main()
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert [row["arm"] for row in results["arms"]] == ["dense", "switch"]
+    for row in results["arms"]:
+        assert row["steps"] == 6 and row["ms a step"] > 0
+    assert results["main"][-1]["dense step"] == 6
+    assert (tmp_path / "loss.png").exists()
+    before = os.stat(tmp_path / "arms" / "dense-seed0" / "curve.csv").st_mtime
+    study.main()  # nothing is trained again
+    after = os.stat(tmp_path / "arms" / "dense-seed0" / "curve.csv").st_mtime
+    assert before == after
+
+
+def test_unknown_arm():
+    with flagsaver.flagsaver(smoke=False, arms=["main", "dence"]):
+        with pytest.raises(shared.UsageError, match="--arms.*'dence'"):
+            study.main()
+
+
+def test_steps_between_evaluations():
+    with flagsaver.flagsaver(smoke=False, steps=7, eval_every=2):
+        with pytest.raises(shared.UsageError, match="divide.*2 and 7"):
+            study.main()
+
+
+def test_a_folder_with_another_study(tmp_path):
+    job = tmp_path / "arms" / "dense-seed0"
+    job.mkdir(parents=True)
+    (job / "arm.json").write_text(json.dumps({"steps": 1}))
+    with pytest.raises(shared.UsageError, match="other settings, in.*steps"):
+        study.main()
+
+
+def test_an_arm_that_fails(tmp_path, monkeypatch):
+    class Failed:
+        def __init__(self, job, core):
+            self.code = 3
+
+        def ended(self):
+            return True
+
+        def tail(self):
+            return "the last lines of its log"
+
+    monkeypatch.setattr(study, "_Process", Failed)
+    with pytest.raises(RuntimeError, match="must be trained.*\n.*last lines"):
+        study.main()

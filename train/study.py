@@ -1,0 +1,240 @@
+r"""Switch against its dense twin at equal FLOPs of a token: the quality study.
+
+    python train/study.py --workdir=runs/study
+    python train/study.py --workdir=runs/study --arms=bound,ablations --seeds=0
+    python train/study.py --workdir=runs/smoke --smoke
+
+trains the arms of `study_arms.py` on the corpus of eight domains, one process
+on each core, and writes `results.json` and the plots into --workdir. Arms with
+the same seed see the same batches in the same order; nothing but what the arm
+says differs. Killed, the same command goes on where it was, and arms that are
+done are not trained again, so that a second command may add arms to the first.
+
+Arms of a group: main is `dense` and `switch`; bound is a dense model as wide as
+all experts together; ablations change one thing of `switch`, for
+--ablation_steps. The learning rate does not depend on the number of steps, so
+that an ablation is compared with `switch` at the same step.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+from absl import flags as absl_flags
+from absl import logging
+
+from keras_switch_train import flags, study_arms
+
+_ARMS = absl_flags.DEFINE_list(
+    "arms",
+    ["main"],
+    "Groups or names of arms: main, bound, ablations, or for instance top_2.",
+)
+_SEEDS = absl_flags.DEFINE_multi_integer(
+    "seeds",
+    [0, 1],
+    "Seeds of weights and data; may be given several times. Each trains every "
+    "arm.",
+    lower_bound=0,
+)
+_STEPS = absl_flags.DEFINE_integer(
+    "steps", 6000, "Of the main arms.", lower_bound=1
+)
+_ABLATION_STEPS = absl_flags.DEFINE_integer(
+    "ablation_steps", 1000, "Of the other arms.", lower_bound=1
+)
+_EVAL_EVERY = absl_flags.DEFINE_integer(
+    "eval_every",
+    250,
+    "Steps between evaluations, which divides the numbers of steps.",
+    lower_bound=1,
+)
+_VOCABULARY_SIZE = absl_flags.DEFINE_integer(
+    "vocabulary_size",
+    4000,
+    "Pieces of the vocabulary, made from the corpus.",
+    lower_bound=300,
+)
+_SMOKE = absl_flags.DEFINE_bool(
+    "smoke",
+    False,
+    "The whole in two minutes: every group, with few arms of few steps. Shows "
+    "that it runs, not what is true.",
+)
+_SMOKE_ARMS = ("dense", "switch", "top_2", "half_router")
+
+
+def main() -> None:
+    from keras_switch_train import study_report
+
+    folder = flags.make_workdir()
+    _prepare(folder)
+    jobs = _make_jobs(folder)
+    waiting = [job for job in jobs if not os.path.exists(f"{job}/ends.json")]
+    _run(waiting, _cores())
+    study_report.write(folder)
+
+
+def run() -> None:
+    """The console command."""
+    flags.run(
+        main,
+        uses=("backend", "corpus", "workdir"),
+        requires=("workdir",),
+        resumes=True,
+    )
+
+
+def _prepare(folder):
+    """Fetches the corpus and makes the vocabulary, before there are workers."""
+    from keras_switch import data
+
+    path = _vocabulary(folder)
+    train, held_out = data.split_documents(data.read_corpus(flags.CORPUS.value))
+    if not os.path.exists(path):
+        data.train_sentencepiece(
+            [document.text for document in train], _VOCABULARY_SIZE.value, path
+        )
+    for side in (train, held_out):
+        data.encode_documents(side, path, data.cache_directory())
+
+
+def _vocabulary(folder):
+    return os.path.join(os.path.abspath(folder), "vocabulary.spm")
+
+
+def _make_jobs(folder):
+    """A folder with `arm.json` for each arm and seed."""
+    jobs = []
+    for seed in _SEEDS.value[:1] if _SMOKE.value else _SEEDS.value:
+        for name, arm in _chosen().items():
+            job = os.path.join(folder, "arms", f"{name}-seed{seed}")
+            wanted = study_arms.settings(arm) | _task(name, seed, folder)
+            _write_arm(job, wanted)
+            jobs.append(job)
+    return jobs
+
+
+def _chosen():
+    if _SMOKE.value:
+        return {name: study_arms.ARMS[name] for name in _SMOKE_ARMS}
+    names = []
+    for entry in _ARMS.value:
+        if entry not in (*study_arms.GROUPS, *study_arms.ARMS):
+            raise flags.UsageError(
+                f"--arms must be of {', '.join(study_arms.GROUPS)} or of "
+                f"{', '.join(study_arms.ARMS)}; received {entry!r}."
+            )
+        names += study_arms.GROUPS.get(entry, [entry])
+    return {name: study_arms.ARMS[name] for name in dict.fromkeys(names)}
+
+
+def _task(name, seed, folder):
+    is_main = name in study_arms.GROUPS["main"]
+    steps = _STEPS.value if is_main else _ABLATION_STEPS.value
+    every, batches = _EVAL_EVERY.value, 32
+    if _SMOKE.value:
+        steps, every, batches = 6, 3, 1
+    if steps % every:
+        raise flags.UsageError(
+            f"--eval_every must divide the steps; received {every} and {steps}."
+        )
+    return {
+        "name": name,
+        "seed": seed,
+        "steps": steps,
+        "eval_every": every,
+        "eval_batches": batches,
+        "corpus": flags.CORPUS.value,
+        "vocabulary": _vocabulary(folder),
+    }
+
+
+def _write_arm(job, wanted):
+    from keras_switch import files
+
+    path = os.path.join(job, "arm.json")
+    if os.path.exists(path):
+        found = files.read_json(path)
+        changed = [k for k in wanted if found.get(k) != wanted[k]]
+        if changed:
+            raise flags.UsageError(
+                f"--workdir: {job} was begun with other settings, in "
+                f"{', '.join(changed)}. Use another folder, or delete it."
+            )
+        return
+    os.makedirs(job, exist_ok=True)
+    with files.atomic_write(path) as file:
+        file.write_text(json.dumps(wanted, indent=1), encoding="utf-8")
+
+
+def _cores():
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def _run(jobs, cores):
+    """One worker on each core, until there are no more jobs."""
+    running, failed = {}, []
+    jobs = list(jobs)
+    try:
+        while jobs or running:
+            for core in cores:
+                if jobs and core not in running:
+                    running[core] = _Process(jobs.pop(0), core)
+            time.sleep(0.2)
+            for core, process in list(running.items()):
+                if process.ended():
+                    failed += [process] if process.code else []
+                    del running[core]
+    finally:
+        # SIGTERM or an error: each saves its step, and goes on another time.
+        for process in running.values():
+            process.stop()
+    if failed:
+        said = "\n".join(process.tail() for process in failed)
+        raise RuntimeError(f"These arms must be trained; they failed:\n{said}")
+
+
+class _Process:
+    """A worker that trains the arm of a folder."""
+
+    def __init__(self, job, core):
+        self.job = job
+        self.log = os.path.join(job, "log.txt")
+        logging.info("%s: on core %d, see %s", job, core, self.log)
+        with open(self.log, "a") as log:
+            self._process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "keras_switch_train.study_worker",
+                    job,
+                    str(core),
+                ],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                # A signal from the terminal comes to it through `stop` only.
+                start_new_session=True,
+            )
+        self.code = None
+
+    def ended(self):
+        self.code = self._process.poll()
+        return self.code is not None
+
+    def stop(self):
+        self._process.terminate()
+        self._process.wait()
+
+    def tail(self):
+        with open(self.log, errors="replace") as log:
+            lines = log.read().splitlines()[-5:]
+        return "\n".join([f"{self.job}, exit code {self.code}:", *lines])
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,311 @@
+"""What the arms of `study.py` show: ratios, tables, plots."""
+
+import csv
+import glob
+import json
+import math
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+# Figures without pyplot: they need no display and leave no global state.
+from matplotlib.figure import Figure
+
+from keras_switch_train import study_arms
+
+# Parts of the dense arm's steps at which the two are compared.
+POINTS = (0.125, 0.25, 0.5, 0.75, 1.0)
+
+
+class Run(NamedTuple):
+    """An arm that was trained, with one seed."""
+
+    name: str
+    seed: int
+    curve: dict[str, np.ndarray]  # of `step`, `val_loss`, `seconds`, ...
+    ends: dict[str, Any]
+
+
+def write(folder: str) -> dict[str, Any]:
+    """Reads the arms that are done, prints tables, writes JSON and plots.
+
+    Args:
+        folder: `--workdir` of `study.py`.
+
+    Returns:
+        What `results.json` holds.
+    """
+    from keras_switch import files
+    from keras_switch_train import measure, report
+
+    runs = read(folder)
+    results = {
+        "machine": measure.header(),
+        "arms": [_row_of_run(run) for run in runs.values()],
+        "main": _compare_main(runs),
+        "others": _compare_others(runs),
+        "domains": _compare_domains(runs),
+    }
+    with files.atomic_write(os.path.join(folder, "results.json")) as file:
+        file.write_text(json.dumps(results, indent=1), encoding="utf-8")
+    console = report.console()
+    for title, rows in results.items():
+        if title != "machine" and rows:
+            console.print(_table(title, rows))
+    _plot(runs, results, folder)
+    return results
+
+
+def read(folder: str) -> dict[tuple[str, int], Run]:
+    """The arms that are done, by name and seed."""
+    runs = {}
+    for path in sorted(glob.glob(os.path.join(folder, "arms", "*/ends.json"))):
+        job = os.path.dirname(path)
+        with open(path, encoding="utf-8") as file:
+            ends = json.load(file)
+        with open(os.path.join(job, "arm.json"), encoding="utf-8") as file:
+            arm = json.load(file)
+        curve = read_curve(os.path.join(job, "curve.csv"))
+        run = Run(arm["name"], arm["seed"], curve, ends)
+        runs[run.name, run.seed] = run
+    return runs
+
+
+def read_curve(path: str) -> dict[str, np.ndarray]:
+    """The columns of a `curve.csv`."""
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return {name: np.array([float(r[name]) for r in rows]) for name in rows[0]}
+
+
+def first_reach(
+    losses: Sequence[float], costs: Sequence[float], wanted: float
+) -> float | None:
+    """What it cost to reach a loss for the first time.
+
+    Between two evaluations the loss is taken to fall in a straight line.
+
+    Args:
+        losses: At each evaluation.
+        costs: Steps or seconds until each evaluation.
+        wanted: A loss.
+
+    Returns:
+        The cost, or `None` if the loss was never reached.
+    """
+    for i, loss in enumerate(losses):
+        if loss <= wanted:
+            if i == 0:
+                return float(costs[0])
+            part = (losses[i - 1] - wanted) / (losses[i - 1] - loss)
+            return float(costs[i - 1] + part * (costs[i] - costs[i - 1]))
+    return None
+
+
+def _row_of_run(run):
+    last = {name: float(column[-1]) for name, column in run.curve.items()}
+    return {
+        "arm": run.name,
+        "seed": run.seed,
+        "parameters": run.ends["parameters"]["total"],
+        "active": run.ends["parameters"]["active"],
+        "MFLOP a token": round(run.ends["parameters"]["flops"] / 1e6, 3),
+        "steps": int(last["step"]),
+        "held-out loss": round(last["val_loss"], 4),
+        "ms a step": round(1e3 * last["seconds"] / last["step"], 1),
+        "CPU ms a step": round(1e3 * last["cpu_seconds"] / last["step"], 1),
+    }
+
+
+def _compare_main(runs):
+    """Steps and time of `switch` to what `dense` has at several points."""
+    rows = []
+    for (name, seed), dense in runs.items():
+        if name != "dense" or ("switch", seed) not in runs:
+            continue
+        switch = runs["switch", seed].curve
+        count = len(dense.curve["step"])
+        for i in sorted({max(math.ceil(count * p), 1) - 1 for p in POINTS}):
+            loss = dense.curve["val_loss"][i]
+            row = {
+                "seed": seed,
+                "dense step": int(dense.curve["step"][i]),
+                "loss": round(float(loss), 4),
+            }
+            for title, column in (
+                ("steps", "step"),
+                ("time", "seconds"),
+                ("CPU time", "cpu_seconds"),
+            ):
+                cost = first_reach(switch["val_loss"], switch[column], loss)
+                ratio = None if cost is None else dense.curve[column][i] / cost
+                if column == "step":
+                    row["switch step"] = cost and round(cost)
+                row[f"{title} ratio"] = ratio and round(float(ratio), 2)
+            rows.append(row)
+    return rows
+
+
+def _compare_others(runs):
+    """The other arms beside `switch` and `dense` at the same step."""
+    rows = []
+    for (name, seed), run in runs.items():
+        if name in ("dense", "switch"):
+            continue
+        row = {"arm": name, "seed": seed}
+        for base in ("switch", "dense"):
+            if (base, seed) not in runs:
+                continue
+            curve = runs[base, seed].curve
+            common = np.intersect1d(curve["step"], run.curve["step"])
+            row["step"] = int(common[-1])
+            losses = [
+                float(c["val_loss"][c["step"] == common[-1]][0])
+                for c in (run.curve, curve)
+            ]
+            row["loss"] = round(losses[0], 4)
+            row[f"less {base}"] = round(losses[0] - losses[1], 4)
+        row["ms a step"] = _row_of_run(run)["ms a step"]
+        row["published"] = study_arms.ARMS[name].paper
+        rows.append(row)
+    return rows
+
+
+def _compare_domains(runs):
+    """Loss by domain, and what a token's expert tells of its domain."""
+    rows = []
+    for (name, seed), switch in runs.items():
+        if name != "switch":
+            continue
+        dense = runs.get(("dense", seed))
+        for domain, ends in switch.ends["domains"].items():
+            row = {"seed": seed, "domain": domain}
+            row["switch"] = round(ends["loss"], 4)
+            if dense:
+                loss = dense.ends["domains"][domain]["loss"]
+                row["dense"] = round(loss, 4)
+                row["gain"] = round(loss - ends["loss"], 4)
+            by_stack = {"encoder": [], "decoder": []}
+            for layer in ends["load"]:
+                surprise = _surprise(switch.ends, domain, layer)
+                by_stack[layer.partition("_")[0]].append(surprise)
+            for stack, surprises in by_stack.items():
+                if surprises:
+                    mean = round(float(np.mean(surprises)), 3)
+                    row[f"{stack} load from the mean's, nats"] = mean
+            rows.append(row)
+    return rows
+
+
+def _surprise(ends, domain, layer):
+    """How far a domain's load is from the mean of all: KL, in nats."""
+    loads = _loads(ends, layer)
+    mine = np.array(ends["domains"][domain]["load"][layer])
+    mean = loads.mean(axis=0)
+    present = mine > 0
+    return float(np.sum(mine[present] * np.log(mine[present] / mean[present])))
+
+
+def _loads(ends, layer):
+    """The load of each expert in each domain, `[domains, E]`."""
+    return np.array([d["load"][layer] for d in ends["domains"].values()])
+
+
+def _table(title, rows):
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, box=box.SIMPLE)
+    for name in rows[0]:
+        table.add_column(name, justify="right")
+    for row in rows:
+        values = (row.get(name) for name in rows[0])
+        table.add_row(*("" if v is None else str(v) for v in values))
+    return table
+
+
+def _plot(runs, results, folder):
+    from keras_switch import files
+
+    figures = {}
+    main = [run for run in runs.values() if run.name in ("dense", "switch")]
+    if main:
+        figures["loss.png"] = _plot_loss(main)
+    if results["main"]:
+        figures["ratio.png"] = _plot_ratio(results["main"])
+    for run in main:
+        if run.name == "switch":
+            name = f"specialisation-seed{run.seed}.png"
+            figures[name] = _plot_specialisation(run)
+    for name, figure in figures.items():
+        with files.atomic_write(os.path.join(folder, name)) as path:
+            figure.savefig(path, format="png", dpi=120)
+
+
+def _plot_loss(runs):
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    panels = (("step", "step"), ("seconds", "seconds of training, one core"))
+    for axes, (column, label) in zip(
+        figure.subplots(1, 2, sharey=True), panels, strict=True
+    ):
+        for run in runs:
+            axes.plot(
+                run.curve[column],
+                run.curve["val_loss"],
+                label=f"{run.name}, seed {run.seed}",
+                color="C1" if run.name == "switch" else "C0",
+                ls="-" if run.seed == min(r.seed for r in runs) else "--",
+            )
+        axes.set_xlabel(label)
+        axes.set_ylabel("held-out loss, nats per token")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
+    # The first evaluations would press the rest together.
+    shown = [run.curve["val_loss"][len(run.curve["step"]) // 8] for run in runs]
+    axes.set_ylim(top=max(shown))
+    return figure
+
+
+def _plot_ratio(rows):
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for seed in sorted({row["seed"] for row in rows}):
+        mine = [row for row in rows if row["seed"] == seed]
+        steps = [row["dense step"] for row in mine]
+        for name, color in (("steps", "C1"), ("time", "C2")):
+            axes.plot(
+                steps,
+                [row[f"{name} ratio"] or np.nan for row in mine],
+                marker="o",
+                color=color,
+                ls="-" if seed == rows[0]["seed"] else "--",
+                label=f"{name}, seed {seed}",
+            )
+    axes.axhline(1, color="gray", ls=":")
+    axes.set_xlabel("step of the dense model")
+    axes.set_ylabel("dense / Switch, to the same loss")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    return figure
+
+
+def _plot_specialisation(run):
+    domains = list(run.ends["domains"])
+    layers = list(run.ends["domains"][domains[0]]["load"])
+    figure = Figure(figsize=(9, 1 + 2 * len(layers)), layout="constrained")
+    grid = figure.subplots(len(layers), 1, squeeze=False)[:, 0]
+    for axes, layer in zip(grid, layers, strict=True):
+        loads = _loads(run.ends, layer)
+        # Experts next to those that serve the same domain.
+        order = np.argsort(loads.argmax(axis=0), kind="stable")
+        image = axes.imshow(
+            loads[:, order] * loads.shape[1], vmin=0, vmax=4, cmap="viridis"
+        )
+        axes.set_yticks(range(len(domains)), domains, fontsize="x-small")
+        axes.set_xticks([])
+        axes.set_title(layer, fontsize="small")
+    axes.set_xlabel("expert")
+    figure.colorbar(image, ax=grid, label="load / mean load", shrink=0.5)
+    return figure
