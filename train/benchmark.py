@@ -1,59 +1,78 @@
-r"""Measures the library's parts.
+r"""Measures the library's parts, and rivals beside them.
 
     python train/benchmark.py --what=layer
+    python train/benchmark.py --what=step
+    python train/benchmark.py --what=generate
+    python train/benchmark.py --what=decode
     python train/benchmark.py --what=plan
     python train/benchmark.py --what=flops
     python train/benchmark.py --what=data
-    python train/benchmark.py --what=generate
-    python train/benchmark.py --what=step
     python train/benchmark.py --what=convert
+    python train/benchmark.py --what=checkpoint
 
-layer: a SwitchLayer beside a dense feed-forward of the same active FLOPs,
-    forward and a training step, for each number of experts.
+layer: a SwitchLayer beside the rivals that --against names, forward in
+    evaluation and forward + backward in training, over a grid of experts,
+    tokens, widths and dtypes.
+step: a training step of a model of 4 + 4 layers beside that of transformers,
+    with Adafactor, from the same weights.
+generate: greedy generation beside that of transformers, on the same weights
+    (4 + 4 layers), which must generate the same tokens.
+decode: what a step of decoding costs by the number of experts, 8 to 128, in a
+    smaller model, of which no more than the chosen experts must be read.
 plan: the places of 65,536 tokens in the queues of 2,048 experts, beside the
     cumulative sum over one-hot rows that other libraries use.
 flops: what the compiler counts for one forward pass of a SwitchLayer with 8 to
     256 experts, beside KerasHub's Qwen3-MoE block. JAX only.
 data: tokens per second that the input pipeline makes.
-generate: greedy generation beside that of transformers, on the same weights
-    (4 + 4 layers), which must generate the same tokens. Each side has a process
-    of its own; they are asked in turns.
-step: what a step of decoding costs by the number of experts, 8 to 128, in a
-    smaller model, of which no more than the chosen experts must be read.
 convert: time and memory of loading a switch_base_8 of 619 million random
     weights that transformers wrote.
+checkpoint: what --repeats checkpoints add to a training of --preset.
 
-Prints a table, and as JSON the same with the machine and the versions. Figures
-of one run may be compared, figures of two machines may not: the functions are
-timed in turns, and the median of --repeats calls is reported.
+Prints a table, and as JSON the same with the machine and the versions; with
+--workdir the JSON goes into a file there, beside a plot of the ratios. Figures
+of one run may be compared, figures of two machines may not. In layer, step,
+generate and decode each side has a process of its own; they are asked in turns,
+--repeats times, and medians and spread are reported. There is no ratio of sides
+that did not do the same work, or whose results differ.
 """
 
+import itertools
 import json
 import os
 
-import numpy as np
 from absl import flags as absl_flags
 
-from keras_switch_train import corpus, flags
+from keras_switch_train import corpus, flags, heap
 
 _WHAT = absl_flags.DEFINE_enum(
     "what",
     "layer",
-    ["layer", "plan", "flops", "data", "generate", "step", "convert"],
+    [
+        "layer",
+        "plan",
+        "flops",
+        "data",
+        "step",
+        "generate",
+        "decode",
+        "convert",
+        "checkpoint",
+    ],
     "What to measure.",
 )
 _EXPERTS = absl_flags.DEFINE_multi_integer(
     "experts",
     None,
     "Number of experts; may be given several times. Default: 8 and 32 for "
-    "layer, 8 to 256 for flops, 8, 128 and 2048 for plan.",
+    "layer, 8 for step and generate, 8 to 128 for decode, 8 to 256 for flops, "
+    "8, 128 and 2048 for plan.",
     lower_bound=1,
 )
-_TOKENS = absl_flags.DEFINE_integer(
+_TOKENS = absl_flags.DEFINE_multi_integer(
     "tokens",
     None,
-    "Tokens of a call, all of one group. Default: 512 for layer, 4,096 for "
-    "flops, 65,536 for plan.",
+    "Tokens of a call; for layer it may be given several times. Default: 512 "
+    "for layer, 4,096 for flops, 65,536 for plan.",
     lower_bound=1,
 )
 _HIDDEN_DIM = absl_flags.DEFINE_integer(
@@ -62,42 +81,100 @@ _HIDDEN_DIM = absl_flags.DEFINE_integer(
     "Width of a token. Default: 768 for layer, 128 for flops.",
     lower_bound=1,
 )
-_INTERMEDIATE_DIM = absl_flags.DEFINE_integer(
+_INTERMEDIATE_DIM = absl_flags.DEFINE_multi_integer(
     "intermediate_dim",
     None,
-    "Width of an expert. Default: 3,072 for layer, 2,048 for flops.",
+    "Width of an expert; for layer it may be given several times. Default: "
+    "2,048 for flops, 1,024 for decode, 3,072 elsewhere.",
     lower_bound=1,
+)
+_DTYPES = absl_flags.DEFINE_multi_enum(
+    "dtypes",
+    None,
+    ["float32", "bfloat16"],
+    "layer: may be given several times. Default: --dtype.",
+)
+_AGAINST = absl_flags.DEFINE_list(
+    "against",
+    None,
+    "layer: what to compare with, of dense, transformers, keras_hub, einsum. "
+    "Default: dense,transformers. step and generate: transformers.",
+)
+_TRAINING = absl_flags.DEFINE_enum(
+    "training",
+    "capacity",
+    ["capacity", "dropless"],
+    "layer, step: train with capacity factor 1.25, or drop nothing.",
+)
+_EVALUATION = absl_flags.DEFINE_enum(
+    "evaluation",
+    "dropless",
+    ["capacity", "dropless"],
+    "layer: evaluate with capacity factor 1.25, or drop nothing.",
 )
 _REPEATS = absl_flags.DEFINE_integer(
     "repeats", 9, "Calls of each function that are timed.", lower_bound=1
 )
 
+# What it may be compared with; the first ones are the default.
+_RIVALS = {
+    "layer": ("dense", "transformers", "keras_hub", "einsum"),
+    "step": ("transformers",),
+    "generate": ("transformers",),
+}
+_DEFAULT_RIVALS = 2
+
 
 def main() -> None:
-    from keras_switch_train import measure
+    from keras_switch_train import measure, results
 
     functions = {
         "layer": _layer,
+        "step": _step,
+        "generate": _generate,
+        "decode": _decode,
         "plan": _plan,
         "flops": _flops,
         "data": _data,
-        "generate": _generate,
-        "step": _step,
         "convert": _convert,
+        "checkpoint": _checkpoint,
     }
-    head = {"what": _WHAT.value, **measure.header()}
+    packages = ("torch", "transformers")
+    head = {
+        "what": _WHAT.value,
+        **measure.header(packages if "transformers" in _rivals() else ()),
+        "heap": heap.retain() if flags.RETAIN_HEAP.value else "left alone",
+        "load at start": _load(),
+    }
     print(" | ".join(f"{name} {value}" for name, value in head.items()))
     rows = functions[_WHAT.value]()
-    _print_table(rows)
-    result = json.dumps({**head, "rows": rows}, indent=1)
+    head["load at end"] = _load()
+    results.show(rows)
+    print(f"load at end {head['load at end']}")
     if flags.WORKDIR.value:
-        from keras_switch import files
-
-        path = os.path.join(flags.make_workdir(), f"{_WHAT.value}.json")
-        with files.atomic_write(path) as file:
-            file.write_text(result, encoding="utf-8")
+        results.write({**head, "rows": rows}, flags.make_workdir())
     else:
-        print(result)
+        print(json.dumps({**head, "rows": rows}, indent=1))
+
+
+def _load():
+    """Processes that wanted a core in the last minute, this one included."""
+    return round(os.getloadavg()[0], 2)
+
+
+def _rivals():
+    """What --against names, or the default."""
+    known = _RIVALS.get(_WHAT.value, ())
+    if _AGAINST.value is None:
+        return known[:_DEFAULT_RIVALS]
+    names = list(dict.fromkeys(_AGAINST.value))
+    unknown = [name for name in names if name not in known]
+    if not names or unknown:
+        raise flags.UsageError(
+            f"--against must name some of {', '.join(known) or 'nothing'} with "
+            f"--what={_WHAT.value}; received {','.join(unknown) or 'nothing'}."
+        )
+    return names
 
 
 def run() -> None:
@@ -120,141 +197,119 @@ def run() -> None:
 
 
 def _layer():
-    """Milliseconds of a SwitchLayer and of the dense layer beside it."""
-    from keras_switch import SwitchLayer
-    from keras_switch.layers import FeedForward
-    from keras_switch_train import measure
+    """A SwitchLayer beside its rivals, over a grid."""
+    from keras_switch_train import layer_speed
 
-    tokens = _TOKENS.value or 512
-    width = _HIDDEN_DIM.value or 768
-    inner = _INTERMEDIATE_DIM.value or 3072
-    models = {"dense": _model(FeedForward(inner), width)}
-    for experts in _EXPERTS.value or (8, 32):
-        layer = SwitchLayer(experts, inner, eval_capacity_factor=1.25)
-        models[f"switch, {experts} experts"] = _model(layer, width)
-    x = np.random.default_rng(0).normal(size=(1, tokens, width))
-    x = x.astype("float32")
-    calls = {}
-    for name, model in models.items():
-        calls[name, "forward"] = lambda m=model: m.predict_on_batch(x)
-        calls[name, "training"] = lambda m=model: m.train_on_batch(x, x)
-    times = measure.interleaved(calls, _REPEATS.value)
+    rivals = _rivals()
+    if (_TRAINING.value, _EVALUATION.value) == ("dropless", "capacity"):
+        raise flags.UsageError(
+            "--evaluation=capacity needs --training=capacity: a layer that "
+            "trains without a capacity has none."
+        )
+    for tokens in _TOKENS.value or ():
+        if tokens > layer_speed.ROW and tokens % layer_speed.ROW:
+            raise flags.UsageError(
+                f"--tokens must be at most {layer_speed.ROW} or a multiple of "
+                f"it, the tokens of a row; received {tokens}."
+            )
+    dtypes = _DTYPES.value or [flags.DTYPE.value]
+    if dtypes[0] not in layer_speed.TOLERANCE:
+        raise flags.UsageError(
+            "--dtype must be float32 or bfloat16 with --what=layer; received "
+            f"{dtypes[0]}."
+        )
+    factors = [
+        None if flag.value == "dropless" else 1.25
+        for flag in (_TRAINING, _EVALUATION)
+    ]
     rows = []
-    for name in models:
-        row = {"layer": name, "tokens": tokens}
-        for kind in ("forward", "training"):
-            median, best = times[name, kind]
-            row[f"{kind} ms"] = round(1e3 * median, 2)
-            row[f"{kind} best ms"] = round(1e3 * best, 2)
-            dense = times["dense", kind].median
-            row[f"{kind} / dense"] = round(median / dense, 2)
-        rows.append(row)
+    for experts, tokens, inner, dtype in itertools.product(
+        _EXPERTS.value or (8, 32),
+        _TOKENS.value or (512,),
+        _INTERMEDIATE_DIM.value or (3072,),
+        dtypes,
+    ):
+        width = _HIDDEN_DIM.value or 768
+        cell = layer_speed.Cell(experts, tokens, width, inner, dtype, *factors)
+        rows += layer_speed.compare(
+            cell,
+            rivals,
+            flags.BACKEND.value,
+            _REPEATS.value,
+            flags.RETAIN_HEAP.value,
+        )
     return rows
 
 
-def _model(layer, width):
-    import keras
+def _step():
+    """A training step, ours and that of `transformers`."""
+    from keras_switch_train import step_speed
 
-    inputs = keras.Input((None, width))
-    model = keras.Model(inputs, layer(inputs))
-    model.compile(
-        keras.optimizers.SGD(1e-3), "mse", jit_compile=flags.jit_compile()
-    )
-    return model
+    _rivals()
+    rows = []
+    for experts in _EXPERTS.value or (8,):
+        shape = step_speed.Shape(
+            experts,
+            _HIDDEN_DIM.value or 768,
+            _one(_INTERMEDIATE_DIM, 3072),
+            capacity_factor=None if _TRAINING.value == "dropless" else 1.25,
+        )
+        rows += step_speed.compare(
+            shape,
+            flags.BACKEND.value,
+            _REPEATS.value,
+            flags.RETAIN_HEAP.value,
+        )
+    return rows
 
 
 def _plan():
-    """Milliseconds and megabytes of the places of tokens in queues."""
-    from keras import ops
+    """The places of tokens in queues."""
+    from keras_switch_train import compiled_cost
 
-    from keras_switch.ops.indexing import queue_positions
-    from keras_switch_train import measure
-
-    tokens = _TOKENS.value or 65_536
+    tokens = _one(_TOKENS, 65_536)
     numbers = _EXPERTS.value or (8, 128, 2048)
     if (max(numbers) + 1) * tokens >= 2**31:
         raise flags.UsageError(
             "--experts: (experts + 1) * tokens must be below 2**31; received "
             f"{max(numbers)} experts and {tokens} tokens."
         )
+    return compiled_cost.plan(tokens, numbers, _REPEATS.value)
 
-    def one_hot(index, experts):
-        hot = ops.one_hot(index, experts, dtype="int32")  # [1, M, E]
-        return ops.sum(ops.cumsum(hot, axis=1) * hot, axis=-1) - 1
 
-    rows = []
-    for experts in numbers:
-        draw = np.random.default_rng(0).integers(0, experts, (1, tokens))
-        index = ops.convert_to_tensor(draw, "int32")
-        functions = {
-            "packed sort": lambda i, e=experts: queue_positions(i, e),
-            "one-hot cumsum": lambda i, e=experts: one_hot(i, e),
-        }
-        compiled = {
-            name: measure.compiled(function)
-            for name, function in functions.items()
-        }
-        calls = {
-            name: lambda f=function, i=index: f(i)
-            for name, function in compiled.items()
-        }
-        results = [ops.convert_to_numpy(call()) for call in calls.values()]
-        if not (results[0] == results[1]).all():
-            raise RuntimeError("The two methods must agree; they differ.")
-        times = measure.interleaved(calls, _REPEATS.value)
-        for name, function in functions.items():
-            row = {"tokens": tokens, "experts": experts, "method": name}
-            row["ms"] = round(1e3 * times[name].median, 3)
-            row["best ms"] = round(1e3 * times[name].best, 3)
-            price = measure.cost(function, index)
-            if price:
-                row["temporary MB"] = round(price["temporary_bytes"] / 1e6, 1)
-            rows.append(row)
-    return rows
+def _one(flag, default):
+    """The value of a flag that may be given once here."""
+    values = flag.value or [default]
+    if len(values) > 1:
+        raise flags.UsageError(
+            f"--{flag.name} may be given once with --what={_WHAT.value}; "
+            f"received {values}."
+        )
+    return values[0]
 
 
 def _flops():
     """FLOPs of a forward pass, as the compiler counts them."""
-    from keras import ops
-
-    from keras_switch import SwitchLayer
-    from keras_switch_train import measure
+    from keras_switch_train import compiled_cost
 
     if flags.BACKEND.value != "jax":
         raise flags.UsageError(
             "--what=flops needs --backend=jax: only its compiler counts "
             f"FLOPs; received --backend={flags.BACKEND.value}."
         )
-    tokens = _TOKENS.value or 4096
-    width = _HIDDEN_DIM.value or 128
-    inner = _INTERMEDIATE_DIM.value or 2048
-    x = ops.ones((1, tokens, width))
-    rows = []
-    for experts in _EXPERTS.value or (8, 16, 32, 64, 128, 256):
-        ours = SwitchLayer(
-            experts, inner, dispatch="gather", eval_capacity_factor=1.25
-        )
-        layers = {
-            "SwitchLayer": ours,
-            "Qwen3-MoE block": _qwen3_moe_block(experts, width, inner),
-        }
-        row = {"experts": experts, "tokens": tokens}
-        for name, layer in layers.items():
-            layer.build(x.shape)
-            call, weights = measure.forward(layer)
-            flops = measure.cost(call, *weights, x)["flops"]
-            row[f"{name}, MFLOP per token"] = round(flops / tokens / 1e6, 3)
-            first = rows[0] if rows else row
-            smallest = first[f"{name}, MFLOP per token"]
-            row[f"{name}, growth"] = round(flops / tokens / 1e6 / smallest, 2)
-        rows.append(row)
-    return rows
+    return compiled_cost.flops(
+        _one(_TOKENS, 4096),
+        _HIDDEN_DIM.value or 128,
+        _one(_INTERMEDIATE_DIM, 2048),
+        _EXPERTS.value or (8, 16, 32, 64, 128, 256),
+    )
 
 
 def _generate():
     """Greedy generation, ours and that of `transformers`."""
     from keras_switch_train import generate_speed, measure
 
+    _rivals()
     print(f"the memory gives {measure.read_bandwidth():.1f} GB/s")
     rows = []
     for experts in _EXPERTS.value or (8,):
@@ -262,7 +317,7 @@ def _generate():
             generate_speed.Shape(
                 experts,
                 _HIDDEN_DIM.value or 768,
-                _INTERMEDIATE_DIM.value or 3072,
+                _one(_INTERMEDIATE_DIM, 3072),
             ),
             [(1, 64), (8, 256)],
             flags.BACKEND.value,
@@ -272,7 +327,7 @@ def _generate():
     return rows
 
 
-def _step():
+def _decode():
     """Ours alone, by the number of experts: does a token read them all?"""
     from keras_switch_train import generate_speed
 
@@ -282,7 +337,7 @@ def _step():
             generate_speed.Shape(
                 experts,
                 _HIDDEN_DIM.value or 256,
-                _INTERMEDIATE_DIM.value or 1024,
+                _one(_INTERMEDIATE_DIM, 1024),
                 new_tokens=128,
             ),
             [(1, 8), (8, 8)],
@@ -294,44 +349,18 @@ def _step():
     return rows
 
 
+def _checkpoint():
+    """What checkpoints add to a training."""
+    from keras_switch_train import checkpoint_cost
+
+    return [checkpoint_cost.measure_saves(10, _REPEATS.value)]
+
+
 def _convert():
     """Loading a full-size checkpoint of `transformers`."""
     from keras_switch_train import conversion_cost
 
     return conversion_cost.measure(flags.BACKEND.value)
-
-
-def _qwen3_moe_block(experts, width, inner):
-    """KerasHub's block, found in a small public model."""
-    import keras_hub
-
-    backbone = keras_hub.models.Qwen3MoeBackbone(
-        vocabulary_size=4,
-        num_layers=1,
-        num_query_heads=1,
-        num_key_value_heads=1,
-        head_dim=4,
-        hidden_dim=4,
-        intermediate_dim=4,
-        moe_intermediate_dim=4,
-        num_experts=2,
-        top_k=1,
-        norm_top_k_prob=False,
-        decoder_sparse_step=1,
-        mlp_only_layers=[],
-    )
-    (block,) = (
-        layer
-        for layer in backbone._flatten_layers()
-        if hasattr(layer, "expert_bank")
-    )
-    return type(block)(
-        hidden_dim=width,
-        moe_intermediate_dim=inner,
-        num_experts=experts,
-        top_k=1,
-        norm_top_k_prob=False,
-    )
 
 
 def _data():
@@ -351,20 +380,6 @@ def _data():
         pipeline = corpus.make_pipeline(documents.train, tokenizer, folder)
     measured = data.measure_throughput(pipeline)._asdict()
     return [{name: round(value, 3) for name, value in measured.items()}]
-
-
-def _print_table(rows):
-    from rich.table import Table
-
-    from keras_switch_train import report
-
-    table = Table()
-    for name in rows[0]:
-        table.add_column(name, justify="right")
-    for row in rows:
-        values = ("" if value is None else value for value in row.values())
-        table.add_row(*map(str, values))
-    report.console().print(table)
 
 
 if __name__ == "__main__":

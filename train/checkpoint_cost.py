@@ -18,6 +18,7 @@ import json
 import statistics
 import tempfile
 import time
+from typing import Any
 
 import numpy as np
 from absl import flags as absl_flags
@@ -37,7 +38,7 @@ def main() -> None:
 
     head = {"what": "checkpoint", **measure.header()}
     print(" | ".join(f"{name} {value}" for name, value in head.items()))
-    row = _measure(_BLOCK.value, _SAVES.value)
+    row = measure_saves(_BLOCK.value, _SAVES.value)
     console = report.console()
     for name, value in row.items():
         console.print(f"{name:>16} {value}", highlight=False)
@@ -60,7 +61,16 @@ def run() -> None:
     )
 
 
-def _measure(block, saves):
+def measure_saves(block: int, saves: int) -> dict[str, Any]:
+    """Trains `--preset` on random tokens and saves now and then.
+
+    Args:
+        block: Steps of a block, at least 2.
+        saves: Checkpoints to measure.
+
+    Returns:
+        A row.
+    """
     import inspect
 
     import keras

@@ -174,16 +174,9 @@ def _ours(folder, work, batch):
     def inspect():
         lm.reset_metrics()
         logs = step()
-        kept = {}
-        for name, dropped in logs.items():
-            layer, _, statistic = name.partition("/")
-            if statistic == "dropped_fraction":
-                stack, _, number = layer.partition("_layer_")
-                tokens = ids[_LENGTHS[stack]].size
-                kept[f"{stack} {number}"] = round(tokens * (1 - float(dropped)))
         return {
             "first loss": float(logs["loss"]),
-            "kept tokens": kept,
+            "kept tokens": _kept_of_logs(logs, ids),
             "parameters": sum(
                 int(np.prod(v.shape)) for v in lm.trainable_variables
             ),
@@ -191,6 +184,18 @@ def _ours(folder, work, batch):
         }
 
     return step, inspect
+
+
+def _kept_of_logs(logs, ids):
+    """Tokens that the experts took, by layer."""
+    kept = {}
+    for name, dropped in logs.items():
+        layer, _, statistic = name.partition("/")
+        if statistic == "dropped_fraction":
+            stack, _, number = layer.partition("_layer_")
+            tokens = ids[_LENGTHS[stack]].size
+            kept[f"{stack} {number}"] = round(tokens * (1 - float(dropped)))
+    return kept
 
 
 def _transformers(folder, work, batch):
@@ -215,22 +220,7 @@ def _transformers(folder, work, batch):
         return loss.item()
 
     def inspect():
-        masks = {}
-        hooks = [
-            router.register_forward_hook(
-                lambda _, arguments, outputs, name=name: masks.update(
-                    {name: outputs[0]}
-                )
-            )
-            for name, router in routers.items()
-        ]
-        loss = step()
-        for hook in hooks:
-            hook.remove()
-        kept = {}
-        for name, mask in masks.items():
-            stack, _, number, *_ = name.split(".")
-            kept[f"{stack} {number}"] = int(mask.sum())
+        loss, kept = _with_kept(step, routers)
         return {
             "first loss": loss,
             "kept tokens": kept,
@@ -239,6 +229,26 @@ def _transformers(folder, work, batch):
         }
 
     return step, inspect
+
+
+def _with_kept(step, routers):
+    """The loss of a step, and the tokens that the experts took, by layer."""
+    kept = {}
+
+    def note(name, mask):
+        stack, _, number, *_ = name.split(".")
+        kept[f"{stack} {number}"] = int(mask.sum())
+
+    hooks = [
+        router.register_forward_hook(
+            lambda _, inputs, outputs, name=name: note(name, outputs[0])
+        )
+        for name, router in routers.items()
+    ]
+    loss = step()
+    for hook in hooks:
+        hook.remove()
+    return loss, kept
 
 
 if __name__ == "__main__":
