@@ -143,7 +143,7 @@ def main() -> None:
     head = {
         "what": _WHAT.value,
         **measure.header(packages if "transformers" in _rivals() else ()),
-        "heap": heap.retain() if flags.RETAIN_HEAP.value else "left alone",
+        "heap": _heap(),
         "load at start": _load(),
     }
     print(" | ".join(f"{name} {value}" for name, value in head.items()))
@@ -155,6 +155,11 @@ def main() -> None:
         results.write({**head, "rows": rows}, flags.make_workdir())
     else:
         print(json.dumps({**head, "rows": rows}, indent=1))
+
+
+def _heap():
+    kept = flags.RETAIN_HEAP.value
+    return heap.retain().removeprefix("heap: ") if kept else "left alone"
 
 
 def _load():

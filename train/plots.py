@@ -18,8 +18,9 @@ def plot_ratios(
     Args:
         rows: Of `benchmark.py`: with `against`, `ratio` (whose times are
             divided), `medians`, `bests`, and `target`, such as `">= 1.8"`, or
-            `None`. What stands before the times and differs between rows is
-            the label of a bar.
+            `None`, drawn green where the medians reach it and red where not.
+            What stands before the times and differs between rows is the label
+            of a bar.
         path: File to write.
 
     Returns:
@@ -28,14 +29,15 @@ def plot_ratios(
     rivals = list(dict.fromkeys(row["against"] for row in rows))
     groups = [[r for r in rows if r["against"] == rival] for rival in rivals]
     heights = [2 + len(group) for group in groups]
-    figure = Figure(figsize=(8, 0.35 * sum(heights)), layout="constrained")
+    figure = Figure(figsize=(8, 1 + 0.35 * sum(heights)), layout="constrained")
     panels = figure.subplots(
         len(rivals), 1, squeeze=False, height_ratios=heights
     )[:, 0]
     names = _label_names(rows)
     for axes, group in zip(panels, groups, strict=True):
-        labels = [", ".join(f"{n} {row[n]}" for n in names) for row in group]
-        _panel(axes, group, labels)
+        _panel(axes, group, [_label(row, names) for row in group])
+    handles, texts = panels[0].get_legend_handles_labels()
+    figure.legend(handles, texts, loc="outside lower center", ncols=2)
     figure.savefig(path, dpi=120)
     return os.fspath(path)
 
@@ -52,6 +54,14 @@ def _label_names(rows):
     return differ or names[:1]
 
 
+def _label(row, names):
+    # Words speak for themselves, numbers do not.
+    parts = (
+        row[n] if isinstance(row[n], str) else f"{n} {row[n]}" for n in names
+    )
+    return ", ".join(parts)
+
+
 def _panel(axes, rows, labels):
     places = range(len(rows))
     axes.barh(places, [row["medians"] for row in rows], label="medians")
@@ -59,11 +69,12 @@ def _panel(axes, rows, labels):
     axes.plot(bests, places, "o", ms=4, color="black", label="bests")
     for place, row in zip(places, rows, strict=True):
         if row["target"] is not None:
-            sign, value = row["target"].split()
-            color = "tab:green" if _reached(row) else "tab:red"
-            axes.plot(2 * [float(value)], [place - 0.4, place + 0.4], color)
-            axes.annotate(
-                f"{sign} {value}", (float(value), place - 0.42), fontsize=6
+            value = float(row["target"].split()[1])
+            color = "lime" if _reached(row) else "red"
+            ends = [place - 0.4, place + 0.4]
+            axes.plot([value, value], ends, color, lw=3)
+            axes.text(
+                value, place, f" {row['target']}", va="center", fontsize=7
             )
     axes.axvline(1, color="gray", ls=":")
     axes.set_yticks(places, labels, fontsize=7)
@@ -75,7 +86,6 @@ def _panel(axes, rows, labels):
         f"{', '.join(backends)}",
         fontsize="medium",
     )
-    axes.legend(fontsize="small", loc="lower right")
 
 
 def _reached(row):

@@ -28,7 +28,7 @@ def show(rows: Sequence[Mapping[str, Any]]) -> None:
     for row in rows:
         values = (row[name] for name in names)
         table.add_row(*("" if v is None else str(v) for v in values))
-    width = None if sys.stdout.isatty() else 160
+    width = None if sys.stdout.isatty() else 180
     Console(width=width).print(table)
 
 

@@ -122,11 +122,8 @@ def make(side: str, folder: str) -> Callable[..., dict[str, Any]]:
 
     def answer(do):
         if do == "work":
-            record = inspect()
-            return {
-                "tokens": int(sum(a.size for a in batch.values())),
-                **record,
-            }
+            tokens = batch["input"].size + batch["target"].size
+            return {"tokens": tokens, **inspect()}
         if do == "end":
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             loss = inspect()["first loss"]

@@ -65,6 +65,7 @@ def test_bars_are_labelled_by_what_differs():
     other = [ROW, {**ROW, "experts": 32}]
     assert plots._label_names(other) == ["experts"]
     assert plots._label_names([ROW]) == ["experts"]
+    assert plots._label(ROW, ["experts", "kind"]) == "experts 8, forward"
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ SHAPE = step_speed.Shape(
     target=8,
 )
 RECORD = {
-    "tokens": 80,
+    "tokens": 64,
     "kept tokens": {"encoder 1": 40, "decoder 1": 16},
     "parameters": 5000,
     "dtype": "float32",
