@@ -15,6 +15,7 @@ def backend_of_workers(monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", keras.backend.backend())
 
 
+@pytest.mark.slow
 def test_without_a_capacity_nothing_is_dropped(tmp_path):
     shape = SHAPE._replace(capacity_factor=None)
     step_worker.write(shape._asdict(), str(tmp_path))
