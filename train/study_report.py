@@ -10,10 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-# Figures without pyplot: they need no display and leave no global state.
-from matplotlib.figure import Figure
-
-from keras_switch_train import study_arms
+from keras_switch_train import study_arms, study_plots
 
 # Parts of the dense arm's steps at which the two are compared.
 POINTS = (0.125, 0.25, 0.5, 0.75, 1.0)
@@ -54,7 +51,9 @@ def write(folder: str) -> dict[str, Any]:
     for title, rows in results.items():
         if title != "machine" and rows:
             console.print(_table(title, rows))
-    _plot(runs, results, folder)
+    for name, figure in _figures(runs, results["main"]).items():
+        with files.atomic_write(os.path.join(folder, name)) as path:
+            figure.savefig(path, format="png", dpi=120)
     return results
 
 
@@ -213,6 +212,25 @@ def _loads(ends, layer):
     return np.array([d["load"][layer] for d in ends["domains"].values()])
 
 
+def _figures(runs, ratios):
+    main = [run for run in runs.values() if run.name in ("dense", "switch")]
+    figures = {}
+    if main:
+        figures["loss.png"] = study_plots.loss_figure(main)
+    if ratios:
+        figures["ratio.png"] = study_plots.ratio_figure(ratios)
+    for run in main:
+        if run.name == "switch":
+            first = next(iter(run.ends["domains"].values()))
+            figures[f"specialisation-seed{run.seed}.png"] = (
+                study_plots.specialisation_figure(
+                    {layer: _loads(run.ends, layer) for layer in first["load"]},
+                    list(run.ends["domains"]),
+                )
+            )
+    return figures
+
+
 def _table(title, rows):
     from rich import box
     from rich.table import Table
@@ -224,88 +242,3 @@ def _table(title, rows):
         values = (row.get(name) for name in rows[0])
         table.add_row(*("" if v is None else str(v) for v in values))
     return table
-
-
-def _plot(runs, results, folder):
-    from keras_switch import files
-
-    figures = {}
-    main = [run for run in runs.values() if run.name in ("dense", "switch")]
-    if main:
-        figures["loss.png"] = _plot_loss(main)
-    if results["main"]:
-        figures["ratio.png"] = _plot_ratio(results["main"])
-    for run in main:
-        if run.name == "switch":
-            name = f"specialisation-seed{run.seed}.png"
-            figures[name] = _plot_specialisation(run)
-    for name, figure in figures.items():
-        with files.atomic_write(os.path.join(folder, name)) as path:
-            figure.savefig(path, format="png", dpi=120)
-
-
-def _plot_loss(runs):
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    panels = (("step", "step"), ("seconds", "seconds of training, one core"))
-    for axes, (column, label) in zip(
-        figure.subplots(1, 2, sharey=True), panels, strict=True
-    ):
-        for run in runs:
-            axes.plot(
-                run.curve[column],
-                run.curve["val_loss"],
-                label=f"{run.name}, seed {run.seed}",
-                color="C1" if run.name == "switch" else "C0",
-                ls="-" if run.seed == min(r.seed for r in runs) else "--",
-            )
-        axes.set_xlabel(label)
-        axes.set_ylabel("held-out loss, nats per token")
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
-    # The first evaluations would press the rest together.
-    shown = [run.curve["val_loss"][len(run.curve["step"]) // 8] for run in runs]
-    axes.set_ylim(top=max(shown))
-    return figure
-
-
-def _plot_ratio(rows):
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
-    for seed in sorted({row["seed"] for row in rows}):
-        mine = [row for row in rows if row["seed"] == seed]
-        steps = [row["dense step"] for row in mine]
-        for name, color in (("steps", "C1"), ("time", "C2")):
-            axes.plot(
-                steps,
-                [row[f"{name} ratio"] or np.nan for row in mine],
-                marker="o",
-                color=color,
-                ls="-" if seed == rows[0]["seed"] else "--",
-                label=f"{name}, seed {seed}",
-            )
-    axes.axhline(1, color="gray", ls=":")
-    axes.set_xlabel("step of the dense model")
-    axes.set_ylabel("dense / Switch, to the same loss")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
-    return figure
-
-
-def _plot_specialisation(run):
-    domains = list(run.ends["domains"])
-    layers = list(run.ends["domains"][domains[0]]["load"])
-    figure = Figure(figsize=(9, 1 + 2 * len(layers)), layout="constrained")
-    grid = figure.subplots(len(layers), 1, squeeze=False)[:, 0]
-    for axes, layer in zip(grid, layers, strict=True):
-        loads = _loads(run.ends, layer)
-        # Experts next to those that serve the same domain.
-        order = np.argsort(loads.argmax(axis=0), kind="stable")
-        image = axes.imshow(
-            loads[:, order] * loads.shape[1], vmin=0, vmax=4, cmap="viridis"
-        )
-        axes.set_yticks(range(len(domains)), domains, fontsize="x-small")
-        axes.set_xticks([])
-        axes.set_title(layer, fontsize="small")
-    axes.set_xlabel("expert")
-    figure.colorbar(image, ax=grid, label="load / mean load", shrink=0.5)
-    return figure

@@ -7,11 +7,9 @@ a row for each evaluation; `routing.json` follows where there are routers. The
 number is that of the core. Killed, the same command goes on where it was.
 """
 
-import csv
 import json
 import os
 import sys
-import time
 from typing import Any
 
 from keras_switch_train import heap
@@ -24,6 +22,7 @@ def main(folder: str) -> None:
     import keras
 
     from keras_switch import resume
+    from keras_switch_train import study_curve
 
     keras.utils.set_random_seed(arm["seed"])
     data = _Data(arm)
@@ -34,7 +33,7 @@ def main(folder: str) -> None:
         save_every=arm["eval_every"],
         keep=1,
     )
-    curve = _curve(keras.callbacks.Callback)(os.path.join(folder, "curve.csv"))
+    curve = study_curve.Curve(os.path.join(folder, "curve.csv"))
     model.fit(
         checkpoint.dataset(),
         steps_per_epoch=arm["eval_every"],
@@ -159,79 +158,6 @@ def make_router(kind: str, half: bool = False, **arguments: Any) -> Any:
     return keras.saving.register_keras_serializable("keras_switch_train")(
         HalfRouter
     )(**arguments)
-
-
-def _curve(base):
-    """The class of the callback that writes the curve."""
-
-    class Curve(base):
-        """A row for each evaluation, with the seconds of training alone.
-
-        The first step, which compiles, and evaluations are not counted.
-        """
-
-        def __init__(self, path):
-            super().__init__()
-            self.path = path
-            self.rows = []
-            self.step = 0
-            self.totals = {"seconds": 0.0, "cpu_seconds": 0.0}
-            self.timed = 0
-            self.started = None
-
-        def get_state(self):
-            return {
-                "rows": self.rows,
-                "step": self.step,
-                "totals": self.totals,
-                "timed": self.timed,
-            }
-
-        def set_state(self, state):
-            self.__dict__.update(state)
-
-        def on_train_batch_end(self, batch, logs=None):
-            self.step += 1
-            if self.started is None:
-                float(logs["loss"])  # waits for the step
-                self.started = time.monotonic(), time.process_time()
-            else:
-                self.timed += 1
-
-        def on_test_begin(self, logs=None):
-            float(self.model.metrics[0].result())  # waits for the last step
-            now = time.monotonic(), time.process_time()
-            for name, start, end in zip(
-                self.totals, self.started, now, strict=True
-            ):
-                self.totals[name] += end - start
-            self.started = None
-
-        def on_epoch_end(self, epoch, logs=None):
-            # One step of each interval went untimed.
-            scale = self.step / max(self.timed, 1)
-            row = {"step": self.step}
-            row |= {name: scale * t for name, t in self.totals.items()}
-            row |= {name: float(value) for name, value in logs.items()}
-            self.rows.append(row)
-            _write_csv(self.path, self.rows)
-            print(
-                f"step {self.step} held-out {row['val_loss']:.4f} "
-                f"{1e3 * row['seconds'] / self.step:.0f} ms a step",
-                flush=True,
-            )
-
-    return Curve
-
-
-def _write_csv(path, rows):
-    from keras_switch import files
-
-    with files.atomic_write(path) as temporary:
-        with open(temporary, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
 
 
 def _write_ends(model, data, folder):

@@ -6,6 +6,11 @@ import keras
 from keras import ops
 
 from keras_switch.layers import feed_forward
+from keras_switch.ops.expert_loop import (
+    can_loop,
+    loop_over_experts,
+    with_gradient_of,
+)
 from keras_switch.ops.grouped_matmul import grouped_matmul
 from keras_switch.ops.indexing import static_size
 from keras_switch.ops.matmul import FEWEST_BUFFER_ROWS
@@ -91,7 +96,31 @@ class Experts(keras.layers.Layer):
 
         if len(x.shape) == 4:
             return self._call_buffers(x, apply, training)
+        if sizes is not None and not training and can_loop(x):
+            return self._loop(x, sizes)
         return self._feed_forward(x, apply, training)
+
+    def _loop(self, x, sizes):
+        """Rows of one expert after another; gradients as in training."""
+
+        def feed_forward_of(multiply):
+            def call(rows, *kernels):
+                *wi, wo = kernels
+                parts = [multiply(rows, kernel) for kernel in wi]
+                hidden = feed_forward.activate(self._activation, parts)
+                return multiply(hidden, wo)
+
+            return call
+
+        def loop(rows, *kernels):
+            one = feed_forward_of(ops.matmul)
+            return loop_over_experts(one, rows, sizes, kernels)
+
+        grouped = feed_forward_of(
+            lambda rows, kernel: grouped_matmul(rows, sizes, kernel)
+        )
+        kernels = [ops.cast(d.kernel, x.dtype) for d in (*self._wi, self.wo)]
+        return with_gradient_of(grouped, loop)(x, *kernels)
 
     def _call_buffers(self, x, apply, training):
         """`[G, E, C, D]` -> the same shape."""

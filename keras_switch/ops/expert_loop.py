@@ -1,0 +1,135 @@
+"""Each expert's whole feed-forward on its own rows, one expert after another.
+
+Exactly the rows there are, and the hidden layer of one expert stays in the
+caches. Only where a product may have a size that is not known before it runs:
+on torch, and on TensorFlow outside XLA.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_switch.ops.indexing import has_values
+from keras_switch.ops.matmul import fewest_rows
+
+
+def can_loop(rows: Any) -> bool:
+    """Whether `loop_over_experts` may be called here with these tensors."""
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        return has_values(rows) or not _in_xla()
+    return backend == "torch" and has_values(rows)
+
+
+def _in_xla():
+    import tensorflow as tf
+    from tensorflow.python.ops import control_flow_util
+
+    # XLA compiles for sizes that it knows.
+    graph = tf.compat.v1.get_default_graph()
+    return control_flow_util.GraphOrParentsInXlaContext(graph)
+
+
+def loop_over_experts(
+    feed_forward: Callable[..., Any],
+    rows: Any,
+    sizes: Any,
+    kernels: Sequence[Any],
+) -> Any:
+    """Applies each expert to its rows.
+
+    Its gradient would write a whole bank of kernels for each expert: give it
+    another, see `with_gradient_of`.
+
+    Args:
+        feed_forward: of rows `[n, D]` and the kernels of one expert; returns
+            `[n, D]`, each row for itself.
+        rows: `[N, D]`, sorted by expert.
+        sizes: int32 `[E]`, rows of each expert; their sum is at most `N`.
+        kernels: tensors `[E, ...]`.
+
+    Returns:
+        `[N, D]`; 0 for rows that belong to no expert.
+    """
+    count = ops.shape(rows)[0]
+    fewest = fewest_rows(rows.shape[1])
+    # With enough rows, what follows included, a row has the same bits always.
+    padded = ops.pad(rows, ((0, fewest), (0, 0)))
+    if has_values(sizes):
+        known = ops.convert_to_numpy(sizes).tolist()
+    else:
+        known = [sizes[expert] for expert in range(sizes.shape[0])]
+    parts, start = [], 0
+    for expert, size in enumerate(known):
+        if isinstance(size, int) and not size:
+            continue
+        enough = max if isinstance(size, int) else ops.maximum
+        window = padded[start : start + enough(size, fewest)]
+        mine = [kernel[expert] for kernel in kernels]
+        parts.append(feed_forward(window, *mine)[:size])
+        start = start + size
+    parts.append(ops.zeros((count - start, rows.shape[1]), rows.dtype))
+    return ops.concatenate(parts, axis=0)
+
+
+def with_gradient_of(plain: Callable, fast: Callable) -> Callable:
+    """A function with the values of `fast` and the gradient of `plain`.
+
+    Args:
+        plain: of tensors; returns a tensor.
+        fast: the same function, computed in another way.
+
+    Returns:
+        The function, for where `can_loop`.
+    """
+    if keras.backend.backend() == "tensorflow":
+        return _on_tensorflow(plain, fast)
+    return _on_torch(plain, fast)
+
+
+def _on_tensorflow(plain, fast):
+    import tensorflow as tf
+
+    @tf.custom_gradient
+    def function(*tensors):
+        def gradient(upstream):
+            with tf.GradientTape() as tape:
+                tape.watch(tensors)
+                y = plain(*tensors)
+            return tape.gradient(y, tensors, upstream)
+
+        return fast(*tensors), gradient
+
+    return function
+
+
+def _on_torch(plain, fast):
+    import torch
+
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(context, *tensors):
+            context.save_for_backward(*tensors)
+            return fast(*tensors)
+
+        @staticmethod
+        def backward(context, upstream):
+            tensors = [t.detach() for t in context.saved_tensors]
+            wanted = [
+                tensor.requires_grad_()
+                for tensor, needed in zip(
+                    tensors, context.needs_input_grad, strict=True
+                )
+                if needed
+            ]
+            with torch.enable_grad():
+                y = plain(*tensors)
+            found = iter(torch.autograd.grad(y, wanted, upstream))
+            return tuple(
+                next(found) if needed else None
+                for needed in context.needs_input_grad
+            )
+
+    return Function.apply

@@ -1,0 +1,45 @@
+"""The clock of the curve, with steps of a known length."""
+
+import csv
+import time
+
+import pytest
+
+from keras_switch_train import study_curve
+
+
+class Model:
+    class Metric:
+        def result(self):
+            return 1.0
+
+    metrics = [Metric()]
+
+
+def interval(curve, seconds, steps=3):
+    for batch in range(steps):
+        if batch:  # the first step is not counted, however long it takes
+            time.sleep(seconds)
+        curve.on_train_batch_end(batch, {"loss": 1.0})
+    curve.on_test_begin()
+    time.sleep(5 * seconds)  # nor is the evaluation
+    curve.on_epoch_end(0, {"loss": 1.0, "val_loss": 2.0})
+
+
+def test_seconds_of_training_and_what_a_resumed_run_adds(tmp_path):
+    path = tmp_path / "curve.csv"
+    first = study_curve.Curve(path)
+    first.set_model(Model())
+    interval(first, 0.05)
+    second = study_curve.Curve(path)
+    second.set_model(Model())
+    second.set_state(first.get_state())
+    interval(second, 0.05)
+    with open(path) as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == ["3", "6"]
+    # Sleep may be longer than asked, never shorter.
+    assert 0.15 <= float(rows[0]["seconds"]) < 0.3
+    assert 0.3 <= float(rows[1]["seconds"]) < 0.6
+    assert float(rows[1]["cpu_seconds"]) < 0.1
+    assert float(rows[1]["val_loss"]) == pytest.approx(2.0)
