@@ -14,6 +14,7 @@ import numpy as np
 from keras_switch_train import workers
 
 RIVALS = ("dense", "transformers", "keras_hub", "einsum")
+KINDS = ("forward", "training")
 ROW = 512  # tokens of a row, which share a capacity
 # Of the largest value; in bfloat16 every product is rounded to 3 digits.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}
@@ -44,9 +45,9 @@ def compare(
 
     Training computes the gradients of the tokens and of every weight, and
     updates nothing; auxiliary losses are left out. Rows of at most 512 tokens
-    share a capacity. The tokens are drawn so that none is over it, as routers
-    are trained to send them: every side works on all tokens, also those that
-    have no capacity.
+    share a capacity. Where there is one, tokens are drawn so that none is over
+    it, as routers are trained to send them: every side works on all tokens,
+    also those that have no capacity. Dropless they go where they will.
 
     Args:
         cell: What to compute.
@@ -79,7 +80,7 @@ def compare(
             check(records, folder, cell.dtype)
             return [
                 row
-                for kind in ("forward", "training")
+                for kind in KINDS
                 for row in _rows(cell, backend, kind, sides, records, repeats)
             ]
         finally:
@@ -101,14 +102,17 @@ def _write(cell, folder):
         "eval_capacity": _capacity(cell, row, cell.eval_capacity_factor),
     }
     router = normal(width, cell.experts, scale=(0.1 / width) ** 0.5)
-    room = min(filter(None, capacities.values()), default=row)
-    x = normal(cell.tokens // row, row, width)
-    while (unfit := _undecided(x, router) | _dropped(x, router, room)).any():
-        x[unfit] = normal(int(unfit.sum()), width)
+    x = {}
+    for kind, room in zip(KINDS, reversed(capacities.values()), strict=True):
+        x[kind] = rows = normal(cell.tokens // row, row, width)
+        while (
+            unfit := _undecided(rows, router) | _dropped(rows, router, room)
+        ).any():
+            rows[unfit] = normal(int(unfit.sum()), width)
     np.savez(
         os.path.join(folder, "data.npz"),
-        x=x,
-        dy=normal(*x.shape),
+        **x,
+        dy=normal(*rows.shape),
         router=router,
         wi=normal(cell.experts, width, inner, scale=width**-0.5),
         wo=normal(cell.experts, inner, width, scale=inner**-0.5),
@@ -126,7 +130,9 @@ def _undecided(x, router):
 
 
 def _dropped(x, router, room):
-    """Which tokens find their expert full."""
+    """Which tokens find their expert full, where it has a bound."""
+    if room is None:
+        return np.zeros(x.shape[:2], bool)
     choice = np.argmax(x @ router, axis=-1)[..., None]
     wants = choice == np.arange(router.shape[1])  # [rows, row, E]
     return ((wants.cumsum(1) > room) & wants).any(-1)
@@ -154,7 +160,7 @@ def check(records: dict[str, dict[str, Any]], folder: str, dtype: str) -> None:
     workers.require_same(records, ("tokens", "dtype", "heap"))
     # KerasHub's width is rounded.
     workers.require_same(records, ("FLOPs of a kept token",), 1e-3)
-    for kind in ("forward", "training"):
+    for kind in KINDS:
         kept = {side: r["kept"] for side, r in records.items()}
         able = {side: kinds for side, kinds in kept.items() if kind in kinds}
         workers.require_same(

@@ -53,14 +53,17 @@ def _keras(side, work, data):
 
     measure.use_all_cores()
     layer, kernels = _layers()[side](work)
-    x, dy = (ops.cast(data[name], work["dtype"]) for name in ("x", "dy"))
-    layer.build(x.shape)
+    forward, training, dy = (
+        ops.cast(data[name], work["dtype"])
+        for name in ("forward", "training", "dy")
+    )
+    layer.build(dy.shape)
     kernels = kernels(layer)
     for name, kernel in kernels.items():
         kernel.assign(data[name])
     functions = {
-        "forward": measure.evaluation(layer, x),
-        "training": measure.training(layer, x, dy),
+        "forward": measure.evaluation(layer, forward),
+        "training": measure.training(layer, training, dy),
     }
     if side == "keras_hub":
         del functions["training"]
@@ -77,7 +80,7 @@ def _keras(side, work, data):
         kind: lambda fetch=False, run=run: _fetched(run(), layer, names, fetch)
         for kind, run in functions.items()
     }
-    return calls, lambda: _describe_keras(layer, x)
+    return calls, lambda: _describe_keras(layer, dy)
 
 
 def _fetched(results, layer, names, fetch):
@@ -105,7 +108,7 @@ def _fetched(results, layer, names, fetch):
     }, kept
 
 
-def _describe_keras(layer, x):
+def _describe_keras(layer, dy):
     # A kernel of three axes is that of all experts; a token meets one.
     flops = sum(
         2 * int(np.prod(v.shape[-2:]))
@@ -113,7 +116,7 @@ def _describe_keras(layer, x):
         if len(v.shape) == 3 or not hasattr(layer, "num_experts")
     )
     return {
-        "tokens": x.shape[0] * x.shape[1],
+        "tokens": dy.shape[0] * dy.shape[1],
         "FLOPs of a kept token": flops,
         "dtype": layer.compute_dtype,
     }
@@ -222,8 +225,12 @@ def _transformers(side, work, data):
     dtype = getattr(torch, work["dtype"])
     mlp = _sparse_mlp(work, data, dtype)
     parameters = dict(mlp.named_parameters())
-    x, dy = (torch.tensor(data[name]).to(dtype) for name in ("x", "dy"))
-    x.requires_grad_()
+    inputs = {
+        kind: torch.tensor(data[kind]).to(dtype)
+        for kind in ("forward", "training")
+    }
+    inputs["training"].requires_grad_()
+    dy = torch.tensor(data["dy"]).to(dtype)
     room = {
         "forward": work["eval_capacity"] or _UNLIMITED,
         "training": work["capacity"] or _UNLIMITED,
@@ -233,11 +240,14 @@ def _transformers(side, work, data):
     def forward(fetch=False):
         mlp.router.expert_capacity = room["forward"]
         with torch.no_grad():
-            y = mlp(x)
-        return ({"y": y.float().numpy()}, kept()) if fetch else None
+            y = mlp(inputs["forward"])
+        if fetch:
+            return {"y": y.float().numpy()}, kept("forward")
+        return None
 
     def training(fetch=False):
         mlp.router.expert_capacity = room["training"]
+        x = inputs["training"]
         y = mlp(x)
         # Experts that no token chose have no gradient.
         x_gradient, *gradients = torch.autograd.grad(
@@ -249,15 +259,15 @@ def _transformers(side, work, data):
             "y": y.detach().float().numpy(),
             "gradient of x": x_gradient.float().numpy(),
             **_as_ours(dict(zip(parameters, gradients, strict=True)), work),
-        }, kept()
+        }, kept("training")
 
-    def kept():
-        return int(mlp.router(x)[0].sum())
+    def kept(kind):
+        return int(mlp.router(inputs[kind])[0].sum())
 
     def describe():
         expert = mlp.experts["expert_0"]
         return {
-            "tokens": x.shape[0] * x.shape[1],
+            "tokens": dy.shape[0] * dy.shape[1],
             "FLOPs of a kept token": sum(
                 2 * p.numel() for p in expert.parameters()
             ),

@@ -10,8 +10,8 @@ COMMON = {
     "batch_size": 32,
     "input_length": 33,
     "optimizer": "adafactor",
-    "learning_rate": 0.03,
-    "warmup_steps": 1000,
+    "learning_rate": 0.06,
+    "warmup_steps": 200,
     "backbone": {
         "num_encoder_layers": 1,
         "num_decoder_layers": 4,
