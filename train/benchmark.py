@@ -211,6 +211,11 @@ def _layer():
             "--evaluation=capacity needs --training=capacity: a layer that "
             "trains without a capacity has none."
         )
+    if (list(rivals), _TRAINING.value) == (["einsum"], "dropless"):
+        raise flags.UsageError(
+            "--against=einsum needs --training=capacity: without a capacity it "
+            "is the same code as ours."
+        )
     for tokens in _TOKENS.value or ():
         if tokens > layer_speed.ROW and tokens % layer_speed.ROW:
             raise flags.UsageError(

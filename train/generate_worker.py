@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_switch_train import workers
+from keras_switch_train import cores, workers
 
 
 def ours(folder: str) -> Callable:
@@ -47,7 +47,7 @@ def transformers(folder: str) -> Callable:
     import torch
     from transformers import AutoModelForSeq2SeqLM
 
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(len(cores.ids()))
     model = AutoModelForSeq2SeqLM.from_pretrained(folder).eval()  # nosec B615
 
     @torch.inference_mode()

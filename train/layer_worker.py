@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_switch_train import workers
+from keras_switch_train import cores, workers
 
 _UNLIMITED = 1 << 30
 
@@ -221,7 +221,7 @@ def _transformers(side, work, data):
     import torch
 
     del side
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(len(cores.ids()))
     dtype = getattr(torch, work["dtype"])
     mlp = _sparse_mlp(work, data, dtype)
     parameters = dict(mlp.named_parameters())

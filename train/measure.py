@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
+from keras_switch_train import cores
+
 _BACKEND = keras.backend.backend()
 
 
@@ -36,7 +38,7 @@ def header(also: Sequence[str] = ()) -> dict[str, Any]:
     return {
         "backend": _BACKEND,
         "device": _device(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": len(cores.ids()),
         "python": platform.python_version(),
         **versions,
     }
@@ -72,10 +74,10 @@ def _cpu_model():
 
 def read_bandwidth(megabytes: int = 400, repeats: int = 9) -> float:
     """What the memory gives to all cores that read at once, in GB/s."""
-    cores = len(os.sched_getaffinity(0))
-    parts = np.array_split(np.ones(megabytes * 250_000, "float32"), cores)
+    count = len(cores.ids())
+    parts = np.array_split(np.ones(megabytes * 250_000, "float32"), count)
     samples = []
-    with concurrent.futures.ThreadPoolExecutor(cores) as pool:
+    with concurrent.futures.ThreadPoolExecutor(count) as pool:
         for _ in range(repeats):
             start = time.perf_counter()
             list(pool.map(np.max, parts))
@@ -261,7 +263,7 @@ def use_all_cores() -> None:
     if _BACKEND == "torch":
         import torch
 
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        torch.set_num_threads(len(cores.ids()))
 
 
 def interleaved(

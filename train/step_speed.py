@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from keras_switch_train import workers
 
 _LOSS = 1e-3  # nats; largest difference of the first losses
-_SAME = ("tokens", "kept tokens", "parameters", "dtype", "heap")
+_SAME = ("kept tokens", "parameters", "dtype", "heap")
 
 
 class Shape(NamedTuple):

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_switch_train import workers
+from keras_switch_train import cores, workers
 
 _LEARNING_RATE = 1e-3
 _UNLIMITED = 1 << 20
@@ -122,8 +122,7 @@ def make(side: str, folder: str) -> Callable[..., dict[str, Any]]:
 
     def answer(do):
         if do == "work":
-            tokens = batch["input"].size + batch["target"].size
-            return {"tokens": tokens, **inspect()}
+            return inspect()
         if do == "end":
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             loss = inspect()["first loss"]
@@ -200,7 +199,7 @@ def _transformers(folder, work, batch):
     import torch
     from transformers import AutoModelForSeq2SeqLM
 
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(len(cores.ids()))
     model = AutoModelForSeq2SeqLM.from_pretrained(folder).train()  # nosec B615
     routers = _routers(model)
     for name, router in routers.items():

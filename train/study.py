@@ -25,7 +25,7 @@ import time
 from absl import flags as absl_flags
 from absl import logging
 
-from keras_switch_train import flags, study_arms
+from keras_switch_train import cores, flags, study_arms
 
 _ARMS = absl_flags.DEFINE_list(
     "arms",
@@ -60,8 +60,8 @@ _VOCABULARY_SIZE = absl_flags.DEFINE_integer(
 _SMOKE = absl_flags.DEFINE_bool(
     "smoke",
     False,
-    "The whole in two minutes: every group, with few arms of few steps. Shows "
-    "that it runs, not what is true.",
+    "The whole in two minutes, with few arms of few steps. Shows that it "
+    "runs, not what is true.",
 )
 _SMOKE_ARMS = ("dense", "switch", "top_2", "half_router")
 
@@ -73,8 +73,11 @@ def main() -> None:
     _prepare(folder)
     jobs = _make_jobs(folder)
     waiting = [job for job in jobs if not os.path.exists(f"{job}/ends.json")]
-    _run(waiting, _cores())
+    failed = _run(waiting, cores.ids())
     study_report.write(folder)
+    if failed:
+        said = "\n".join(process.tail() for process in failed)
+        raise RuntimeError(f"These arms must be trained; they failed:\n{said}")
 
 
 def run() -> None:
@@ -147,6 +150,7 @@ def _task(name, seed, folder):
         "steps": steps,
         "eval_every": every,
         "eval_batches": batches,
+        "backend": flags.BACKEND.value,
         "corpus": flags.CORPUS.value,
         "vocabulary": _vocabulary(folder),
     }
@@ -170,19 +174,16 @@ def _write_arm(job, wanted):
         file.write_text(json.dumps(wanted, indent=1), encoding="utf-8")
 
 
-def _cores():
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
+def _run(jobs, free):
+    """One worker on each core, until there are no more jobs.
 
-
-def _run(jobs, cores):
-    """One worker on each core, until there are no more jobs."""
+    Returns the processes that failed.
+    """
     running, failed = {}, []
     jobs = list(jobs)
     try:
         while jobs or running:
-            for core in cores:
+            for core in free:
                 if jobs and core not in running:
                     running[core] = _Process(jobs.pop(0), core)
             time.sleep(0.2)
@@ -193,10 +194,10 @@ def _run(jobs, cores):
     finally:
         # SIGTERM or an error: each saves its step, and goes on another time.
         for process in running.values():
-            process.stop()
-    if failed:
-        said = "\n".join(process.tail() for process in failed)
-        raise RuntimeError(f"These arms must be trained; they failed:\n{said}")
+            process.terminate()
+        for process in running.values():
+            process.wait()
+    return failed
 
 
 class _Process:
@@ -217,8 +218,6 @@ class _Process:
                 ],
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                # A signal from the terminal comes to it through `stop` only.
-                start_new_session=True,
             )
         self.code = None
 
@@ -226,8 +225,10 @@ class _Process:
         self.code = self._process.poll()
         return self.code is not None
 
-    def stop(self):
+    def terminate(self):
         self._process.terminate()
+
+    def wait(self):
         self._process.wait()
 
     def tail(self):

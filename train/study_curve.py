@@ -14,7 +14,8 @@ class Curve(keras.callbacks.Callback):
     """Writes a row for each evaluation, with the seconds of training alone.
 
     Neither evaluations nor the first step after one are counted, which may
-    compile; the time of the other steps is scaled to all. `seconds` are those
+    compile, nor what a run did since its last evaluation when it was stopped;
+    the time of the other steps is scaled to all. `seconds` are those
     of the clock, `cpu_seconds` those the process computed.
 
     Args:
@@ -25,7 +26,7 @@ class Curve(keras.callbacks.Callback):
         super().__init__()
         self._path = path
         self._rows = []
-        self._step = self._timed = 0
+        self._step = self._timed = self._pending = 0
         self._totals = {"seconds": 0.0, "cpu_seconds": 0.0}
         self._started = None
 
@@ -49,7 +50,7 @@ class Curve(keras.callbacks.Callback):
             float(logs["loss"])  # waits for the step
             self._started = time.monotonic(), time.process_time()
         else:
-            self._timed += 1
+            self._pending += 1
 
     def on_test_begin(self, logs=None):
         float(self.model.metrics[0].result())  # waits for the last step
@@ -58,7 +59,9 @@ class Curve(keras.callbacks.Callback):
             self._totals, self._started, now, strict=True
         ):
             self._totals[name] += end - start
-        self._started = None
+        # A run that is stopped before loses the time and the steps alike.
+        self._timed += self._pending
+        self._pending, self._started = 0, None
 
     def on_epoch_end(self, epoch, logs=None):
         scale = self._step / max(self._timed, 1)

@@ -35,11 +35,10 @@ def write(folder: str) -> dict[str, Any]:
         What `results.json` holds.
     """
     from keras_switch import files
-    from keras_switch_train import measure, report
+    from keras_switch_train import results as figures
 
     runs = read(folder)
     results = {
-        "machine": measure.header(),
         "arms": [_row_of_run(run) for run in runs.values()],
         "main": _compare_main(runs),
         "others": _compare_others(runs),
@@ -47,10 +46,10 @@ def write(folder: str) -> dict[str, Any]:
     }
     with files.atomic_write(os.path.join(folder, "results.json")) as file:
         file.write_text(json.dumps(results, indent=1), encoding="utf-8")
-    console = report.console()
     for title, rows in results.items():
-        if title != "machine" and rows:
-            console.print(_table(title, rows))
+        if rows:
+            print(f"\n{title}")
+            figures.show(rows)
     for name, figure in _figures(runs, results["main"]).items():
         with files.atomic_write(os.path.join(folder, name)) as path:
             figure.savefig(path, format="png", dpi=120)
@@ -112,10 +111,16 @@ def _row_of_run(run):
         "active": run.ends["parameters"]["active"],
         "MFLOP a token": round(run.ends["parameters"]["flops"] / 1e6, 3),
         "steps": int(last["step"]),
-        "held-out loss": round(last["val_loss"], 4),
+        "held-out loss": _rounded(last["val_loss"]),
         "ms a step": round(1e3 * last["seconds"] / last["step"], 1),
         "CPU ms a step": round(1e3 * last["cpu_seconds"] / last["step"], 1),
+        **run.ends["machine"],
     }
+
+
+def _rounded(value, digits=4):
+    """A float for JSON, which has no NaN: `None` for an arm that diverged."""
+    return round(float(value), digits) if math.isfinite(value) else None
 
 
 def _compare_main(runs):
@@ -131,75 +136,91 @@ def _compare_main(runs):
             row = {
                 "seed": seed,
                 "dense step": int(dense.curve["step"][i]),
-                "loss": round(float(loss), 4),
+                "loss": _rounded(loss),
             }
             for title, column in (
                 ("steps", "step"),
                 ("time", "seconds"),
                 ("CPU time", "cpu_seconds"),
             ):
-                cost = first_reach(switch["val_loss"], switch[column], loss)
-                ratio = None if cost is None else dense.curve[column][i] / cost
+                mine, cost = (
+                    first_reach(curve["val_loss"], curve[column], loss)
+                    for curve in (dense.curve, switch)
+                )
+                ratio = None if cost is None else mine / cost
                 if column == "step":
                     row["switch step"] = cost and round(cost)
-                row[f"{title} ratio"] = ratio and round(float(ratio), 2)
+                row[f"{title} ratio"] = ratio and _rounded(ratio, 2)
             rows.append(row)
     return rows
 
 
 def _compare_others(runs):
-    """The other arms beside `switch` and `dense` at the same step."""
+    """The other arms beside what they are to be compared with."""
     rows = []
     for (name, seed), run in runs.items():
-        if name in ("dense", "switch"):
+        arm = study_arms.ARMS[name]
+        base = runs.get((arm.against, seed))
+        if name in study_arms.GROUPS["main"] or base is None:
             continue
-        row = {"arm": name, "seed": seed}
-        for base in ("switch", "dense"):
-            if (base, seed) not in runs:
-                continue
-            curve = runs[base, seed].curve
-            common = np.intersect1d(curve["step"], run.curve["step"])
-            row["step"] = int(common[-1])
-            losses = [
-                float(c["val_loss"][c["step"] == common[-1]][0])
-                for c in (run.curve, curve)
-            ]
-            row["loss"] = round(losses[0], 4)
-            row[f"less {base}"] = round(losses[0] - losses[1], 4)
-        row["ms a step"] = _row_of_run(run)["ms a step"]
-        row["published"] = study_arms.ARMS[name].paper
-        rows.append(row)
+        common = np.intersect1d(base.curve["step"], run.curve["step"])
+        if not len(common):
+            continue
+        mine, its = (
+            float(r.curve["val_loss"][r.curve["step"] == common[-1]][0])
+            for r in (run, base)
+        )
+        rows.append(
+            {
+                "arm": name,
+                "seed": seed,
+                "step": int(common[-1]),
+                "loss": _rounded(mine),
+                "against": arm.against,
+                "difference": _rounded(mine - its),
+                "CPU ms a step": _row_of_run(run)["CPU ms a step"],
+                "published": arm.paper,
+            }
+        )
     return rows
 
 
 def _compare_domains(runs):
-    """Loss by domain, and what a token's expert tells of its domain."""
+    """Loss by domain, and how far its load is from that of all."""
     rows = []
     for (name, seed), switch in runs.items():
-        if name != "switch":
-            continue
         dense = runs.get(("dense", seed))
+        if name != "switch" or dense is None:
+            continue
         for domain, ends in switch.ends["domains"].items():
-            row = {"seed": seed, "domain": domain}
-            row["switch"] = round(ends["loss"], 4)
-            if dense:
-                loss = dense.ends["domains"][domain]["loss"]
-                row["dense"] = round(loss, 4)
-                row["gain"] = round(loss - ends["loss"], 4)
-            by_stack = {"encoder": [], "decoder": []}
-            for layer in ends["load"]:
-                surprise = _surprise(switch.ends, domain, layer)
-                by_stack[layer.partition("_")[0]].append(surprise)
-            for stack, surprises in by_stack.items():
-                if surprises:
-                    mean = round(float(np.mean(surprises)), 3)
-                    row[f"{stack} load from the mean's, nats"] = mean
+            loss = dense.ends["domains"][domain]["loss"]
+            row = {
+                "seed": seed,
+                "domain": domain,
+                "documents": ends["documents"],
+                "targets": ends["targets"],
+                "dense": _rounded(loss),
+                "switch": _rounded(ends["loss"]),
+                "gain": _rounded(loss - ends["loss"]),
+            }
+            for stack in ("encoder", "decoder"):
+                surprises = [
+                    _surprise(switch.ends, domain, layer)
+                    for layer in ends["load"]
+                    if layer.startswith(stack)
+                ]
+                mean = np.mean(surprises) if surprises else 0.0
+                row[f"{stack}: KL of the load"] = _rounded(mean, 3)
             rows.append(row)
     return rows
 
 
 def _surprise(ends, domain, layer):
-    """How far a domain's load is from the mean of all: KL, in nats."""
+    """How far a domain's load is from the mean of all: KL, in nats.
+
+    0: its tokens go where all go; the logarithm of the number of domains:
+    to experts that serve no other.
+    """
     loads = _loads(ends, layer)
     mine = np.array(ends["domains"][domain]["load"][layer])
     mean = loads.mean(axis=0)
@@ -229,16 +250,3 @@ def _figures(runs, ratios):
                 )
             )
     return figures
-
-
-def _table(title, rows):
-    from rich import box
-    from rich.table import Table
-
-    table = Table(title=title, box=box.SIMPLE)
-    for name in rows[0]:
-        table.add_column(name, justify="right")
-    for row in rows:
-        values = (row.get(name) for name in rows[0])
-        table.add_row(*("" if v is None else str(v) for v in values))
-    return table

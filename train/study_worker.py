@@ -7,16 +7,41 @@ a row for each evaluation; `routing.json` follows where there are routers. The
 number is that of the core. Killed, the same command goes on where it was.
 """
 
+import contextlib
+import fcntl
 import json
 import os
 import sys
 from typing import Any
 
-from keras_switch_train import heap
+from keras_switch_train import cores, heap
 
 
 def main(folder: str) -> None:
-    """Trains the arm of a folder."""
+    """Trains the arm of a folder.
+
+    Raises:
+        RuntimeError: if another process trains it.
+    """
+    with _lock(folder):
+        _train(folder)
+
+
+@contextlib.contextmanager
+def _lock(folder):
+    """Held by the process, so that it ends with it, however that dies."""
+    with open(os.path.join(folder, "lock"), "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RuntimeError(
+                f"{folder} must be free; another process trains this arm. "
+                "Wait for it, or stop it."
+            ) from None
+        yield
+
+
+def _train(folder):
     with open(os.path.join(folder, "arm.json"), encoding="utf-8") as file:
         arm = json.load(file)
     import keras
@@ -72,16 +97,17 @@ class _Data:
         vocabulary = self._arm["vocabulary"]
         return self._data.encode_documents(documents, vocabulary, cache)
 
+    def documents(self, domain):
+        """Those held out of a domain, or of all."""
+        return [d for d in self._held_out if domain in (None, _domain_of(d))]
+
     def held_out(self, domain=None):
         """Batches of held-out documents, of one domain or of all."""
-        documents = [
-            d for d in self._held_out if domain in (None, _domain_of(d))
-        ]
         batches = self._arm["eval_batches"]
         if domain is not None:  # there are several, and each runs eagerly too
             batches = -(-batches // 2)
         return self._data.HeldOut(
-            self._encode(documents),
+            self._encode(self.documents(domain)),
             self._objective,
             self._arm["input_length"],
             batch_size=self._arm["batch_size"],
@@ -120,12 +146,8 @@ def make_model(arm: dict[str, Any], vocabulary_size: int) -> Any:
     rate = schedules.InverseSquareRoot(
         arm["learning_rate"] * warmup**0.5, warmup, linear_warmup=True
     )
-    optimizer = {
-        "adam": keras.optimizers.Adam,
-        "adafactor": optimizers.Adafactor,
-    }[arm["optimizer"]]
     model.compile(
-        optimizer(rate, global_clipnorm=1.0),
+        optimizers.Adafactor(rate, global_clipnorm=1.0),
         weighted_metrics=[],
         # XLA makes TensorFlow slower on a CPU; torch compiles for minutes.
         jit_compile=keras.backend.backend() == "jax",
@@ -134,42 +156,61 @@ def make_model(arm: dict[str, Any], vocabulary_size: int) -> Any:
     return model
 
 
-def make_router(kind: str, half: bool = False, **arguments: Any) -> Any:
-    """A router, or one whose probabilities are rounded to bfloat16."""
-    import keras
-
+def make_router(kind: str, **arguments: Any) -> Any:
+    """A router by its name; `"half"` is the Switch router in bfloat16."""
     from keras_switch import layers
 
-    base = {
+    routers = {
         "switch": layers.SwitchRouter,
         "top_k": layers.TopKRouter,
         "expert_choice": layers.ExpertChoiceRouter,
-    }[kind]
-    if not half:
-        return base(**arguments)
+        "half": _half_router,
+    }
+    return routers[kind](**arguments)
 
-    class HalfRouter(base):
-        """As if the router computed in bfloat16."""
+
+def _half_router(**arguments):
+    import keras
+    from keras import ops
+
+    from keras_switch import layers
+
+    @keras.saving.register_keras_serializable("keras_switch_train")
+    class HalfRouter(layers.SwitchRouter):
+        """Jitter and product in bfloat16; the softmax is in float32 still."""
 
         def _logits(self, tokens, training):
-            logits = super()._logits(tokens, training)
-            return keras.ops.cast(keras.ops.cast(logits, "bfloat16"), "float32")
+            inputs = ops.cast(tokens, "bfloat16")
+            if training:
+                inputs = inputs * keras.random.uniform(
+                    ops.shape(inputs),
+                    1.0 - self.jitter,
+                    1.0 + self.jitter,
+                    dtype="bfloat16",
+                    seed=self.seed_generator,
+                )
+            kernel = ops.cast(self.kernel, "bfloat16")
+            return ops.cast(ops.matmul(inputs, kernel), "float32")
 
-    return keras.saving.register_keras_serializable("keras_switch_train")(
-        HalfRouter
-    )(**arguments)
+    return HalfRouter(**arguments)
 
 
 def _write_ends(model, data, folder):
     """Parameters, and for each domain the loss and where its tokens go."""
     from keras_switch import analysis, files, parameters
-    from keras_switch_train import report
+    from keras_switch_train import measure, report
 
     sparse = bool(analysis.sparse_layers(model.backbone))
-    ends = {"parameters": parameters.count_parameters(model.backbone)}
-    ends["domains"] = {
-        domain: _ends_of(model, data.held_out(domain), sparse)
-        for domain in data.domains()
+    ends = {
+        "machine": measure.header(),
+        "parameters": parameters.count_parameters(model.backbone),
+        "domains": {
+            domain: {
+                "documents": len(data.documents(domain)),
+                **_ends_of(model, data.held_out(domain), sparse),
+            }
+            for domain in data.domains()
+        },
     }
     if sparse:
         report.write(model.backbone, data.held_out(), data.tokenizer, folder)
@@ -181,10 +222,12 @@ def _ends_of(model, held_out, sparse):
     from keras_switch import analysis
 
     logs = model.evaluate(held_out.dataset(), verbose=0, return_dict=True)
-    ends = {"loss": float(logs["loss"])}
+    batches = [held_out.batch(i) for i in range(len(held_out))]
+    targets = sum(float(weight.sum()) for *_, weight in batches)
+    ends = {"loss": float(logs["loss"]), "targets": round(targets)}
     if sparse:
-        batches = (held_out.batch(i)[0] for i in range(len(held_out)))
-        report = analysis.routing_report(model.backbone, batches)
+        inputs = (x for x, *_ in batches)
+        report = analysis.routing_report(model.backbone, inputs)
         ends["load"] = {
             layer.name: layer.load.tolist() for layer in report.layers
         }
@@ -192,8 +235,6 @@ def _ends_of(model, held_out, sparse):
 
 
 if __name__ == "__main__":
-    if hasattr(os, "sched_setaffinity"):
-        # Before the backend counts its threads.
-        os.sched_setaffinity(0, {int(sys.argv[2])})
+    cores.pin(int(sys.argv[2]))
     heap.retain()
     main(sys.argv[1])

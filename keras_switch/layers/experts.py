@@ -96,8 +96,9 @@ class Experts(keras.layers.Layer):
 
         if len(x.shape) == 4:
             return self._call_buffers(x, apply, training)
-        if sizes is not None and not training and can_loop(x):
-            return self._loop(x, sizes)
+        if sizes is not None and not training:
+            if can_loop(x, self.num_experts):
+                return self._loop(x, sizes)
         return self._feed_forward(x, apply, training)
 
     def _loop(self, x, sizes):

@@ -2,7 +2,7 @@
 
 Exactly the rows there are, and the hidden layer of one expert stays in the
 caches. Only where a product may have a size that is not known before it runs:
-on torch, and on TensorFlow outside XLA.
+on torch, and on TensorFlow outside XLA, on a CPU.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,22 +14,37 @@ from keras import ops
 from keras_switch.ops.indexing import has_values
 from keras_switch.ops.matmul import fewest_rows
 
+# A graph holds the feed-forward of every expert: no more than these.
+MOST_IN_GRAPH = 256
 
-def can_loop(rows: Any) -> bool:
-    """Whether `loop_over_experts` may be called here with these tensors."""
+
+def can_loop(rows: Any, num_experts: int) -> bool:
+    """Whether `loop_over_experts` may be called here.
+
+    Args:
+        rows: a tensor of the call.
+        num_experts: `E`.
+    """
     backend = keras.backend.backend()
-    if backend == "tensorflow":
-        return has_values(rows) or not _in_xla()
-    return backend == "torch" and has_values(rows)
+    if backend == "torch" or has_values(rows):
+        return has_values(rows)
+    return (
+        backend == "tensorflow"
+        and num_experts <= MOST_IN_GRAPH
+        and _on_tensorflow_s_cpu()
+    )
 
 
-def _in_xla():
+def _on_tensorflow_s_cpu():
     import tensorflow as tf
     from tensorflow.python.ops import control_flow_util
 
     # XLA compiles for sizes that it knows.
     graph = tf.compat.v1.get_default_graph()
-    return control_flow_util.GraphOrParentsInXlaContext(graph)
+    if control_flow_util.GraphOrParentsInXlaContext(graph):
+        return False
+    # Sizes would have to come from the accelerator, one after another.
+    return not tf.config.list_physical_devices("GPU")
 
 
 def loop_over_experts(
@@ -57,19 +72,28 @@ def loop_over_experts(
     fewest = fewest_rows(rows.shape[1])
     # With enough rows, what follows included, a row has the same bits always.
     padded = ops.pad(rows, ((0, fewest), (0, 0)))
-    if has_values(sizes):
-        known = ops.convert_to_numpy(sizes).tolist()
-    else:
-        known = [sizes[expert] for expert in range(sizes.shape[0])]
-    parts, start = [], 0
-    for expert, size in enumerate(known):
-        if isinstance(size, int) and not size:
-            continue
-        enough = max if isinstance(size, int) else ops.maximum
-        window = padded[start : start + enough(size, fewest)]
+
+    def run(expert, start, size, larger):
+        window = padded[start : start + larger(size, fewest)]
         mine = [kernel[expert] for kernel in kernels]
-        parts.append(feed_forward(window, *mine)[:size])
-        start = start + size
+        return feed_forward(window, *mine)[:size]
+
+    parts, start = [], 0
+    if has_values(sizes):
+        for expert, size in enumerate(ops.convert_to_numpy(sizes).tolist()):
+            if size:
+                parts.append(run(expert, start, size, max))
+                start += size
+    else:
+        for expert in range(sizes.shape[0]):
+            size = sizes[expert]
+            part = ops.cond(
+                size > 0,
+                lambda e=expert, i=start, n=size: run(e, i, n, ops.maximum),
+                lambda: rows[:0],
+            )
+            parts.append(part)
+            start = start + size
     parts.append(ops.zeros((count - start, rows.shape[1]), rows.dtype))
     return ops.concatenate(parts, axis=0)
 
@@ -108,6 +132,9 @@ def _on_tensorflow(plain, fast):
 def _on_torch(plain, fast):
     import torch
 
+    if not torch.is_grad_enabled():
+        return fast
+
     class Function(torch.autograd.Function):
         @staticmethod
         def forward(context, *tensors):
@@ -116,20 +143,14 @@ def _on_torch(plain, fast):
 
         @staticmethod
         def backward(context, upstream):
-            tensors = [t.detach() for t in context.saved_tensors]
-            wanted = [
-                tensor.requires_grad_()
-                for tensor, needed in zip(
-                    tensors, context.needs_input_grad, strict=True
-                )
-                if needed
-            ]
+            tensors, needed = context.saved_tensors, context.needs_input_grad
+            wanted = [t for t, n in zip(tensors, needed, strict=True) if n]
+            again = torch.is_grad_enabled()  # a gradient of the gradient
             with torch.enable_grad():
                 y = plain(*tensors)
-            found = iter(torch.autograd.grad(y, wanted, upstream))
-            return tuple(
-                next(found) if needed else None
-                for needed in context.needs_input_grad
+            found = iter(
+                torch.autograd.grad(y, wanted, upstream, create_graph=again)
             )
+            return tuple(next(found) if n else None for n in needed)
 
     return Function.apply

@@ -16,7 +16,6 @@ SHAPE = step_speed.Shape(
     target=8,
 )
 RECORD = {
-    "tokens": 64,
     "kept tokens": {"encoder 1": 40, "decoder 1": 16},
     "parameters": 5000,
     "dtype": "float32",
@@ -33,7 +32,6 @@ def test_the_same_first_step_is_compared():
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"tokens": 96}, "their tokens differ"),
         ({"kept tokens": {"encoder 1": 39, "decoder 1": 17}}, "kept tokens"),
         ({"parameters": 5001}, "parameters differ"),
         ({"dtype": "bfloat16"}, "dtype differ"),

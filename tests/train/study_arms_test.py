@@ -49,7 +49,7 @@ def test_settings_change_what_the_arm_says_alone():
     for name in study_arms.ABLATIONS:
         changed = study_arms.settings(study_arms.ARMS[name])
         assert changed != switch, name
-        for key in ("learning_rate", "batch_size", "optimizer"):
+        for key in ("learning_rate", "batch_size", "input_length"):
             assert changed[key] == switch[key]
         assert study_arms.ARMS[name].paper, name
 

@@ -16,11 +16,15 @@ class Model:
     metrics = [Metric()]
 
 
-def interval(curve, seconds, steps=3):
+def train(curve, seconds, steps):
     for batch in range(steps):
         if batch:  # the first step is not counted, however long it takes
             time.sleep(seconds)
         curve.on_train_batch_end(batch, {"loss": 1.0})
+
+
+def interval(curve, seconds, steps=3):
+    train(curve, seconds, steps)
     curve.on_test_begin()
     time.sleep(5 * seconds)  # nor is the evaluation
     curve.on_epoch_end(0, {"loss": 1.0, "val_loss": 2.0})
@@ -43,3 +47,18 @@ def test_seconds_of_training_and_what_a_resumed_run_adds(tmp_path):
     assert 0.3 <= float(rows[1]["seconds"]) < 0.6
     assert float(rows[1]["cpu_seconds"]) < 0.1
     assert float(rows[1]["val_loss"]) == pytest.approx(2.0)
+
+
+def test_a_run_that_was_stopped_between_evaluations(tmp_path):
+    first = study_curve.Curve(tmp_path / "curve.csv")
+    first.set_model(Model())
+    interval(first, 0.05)
+    train(first, 0.05, 3)  # stopped here
+    second = study_curve.Curve(tmp_path / "curve.csv")
+    second.set_model(Model())
+    second.set_state(first.get_state())
+    interval(second, 0.05)
+    with open(tmp_path / "curve.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert rows[-1]["step"] == "9"
+    assert 0.45 <= float(rows[-1]["seconds"]) < 0.9

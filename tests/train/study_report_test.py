@@ -31,7 +31,12 @@ def write_arm(folder, name, seed, curve, ends):
         for values in zip(*curve.values(), strict=True):
             writer.writerow(dict(zip(curve, values, strict=True)))
     counts = {"total": 8, "active": 4, "flops": 2_000_000}
-    ends = {"parameters": counts, "domains": ends}
+    sizes = {"documents": 3, "targets": 50}
+    ends = {
+        "machine": {"backend": "jax"},
+        "parameters": counts,
+        "domains": {domain: sizes | its for domain, its in ends.items()},
+    }
     (job / "ends.json").write_text(json.dumps(ends))
 
 
@@ -56,7 +61,10 @@ def study(tmp_path):
     write_arm(tmp_path, "dense", 0, curve(steps, [5, 4, 3.5, 3], 0.1), dense)
     # Half the steps to the same loss, each half as long again.
     write_arm(tmp_path, "switch", 0, curve(steps, [4, 3, 2.8, 2], 0.15), sparse)
-    write_arm(tmp_path, "top_2", 0, curve(steps[:2], [4.5, 2.75], 0.2), sparse)
+    top_2 = curve(steps[:3], [4.5, 2.75, float("nan")], 0.2)
+    write_arm(tmp_path, "top_2", 0, top_2, sparse)
+    write_arm(tmp_path, "wide", 0, curve([100], [4.5], 0.9), dense)
+    write_arm(tmp_path, "dropless", 0, curve([100], [4.5], 0.9), sparse)
     return tmp_path
 
 
@@ -70,17 +78,31 @@ def test_ratios_of_planted_curves(study):
     assert first["dense step"] == 100 and first["switch step"] == 100
 
 
+def test_a_bump_of_the_dense_curve_is_not_held_against_it(tmp_path):
+    steps = [100, 200, 300, 400]
+    dense = curve(steps, [5, 3, 3.5, 3.0], 0.1)
+    ends = {"a": {"loss": 3.0, "load": {"decoder_layer_0": [0.5, 0.5]}}}
+    write_arm(tmp_path, "dense", 0, dense, ends)
+    write_arm(tmp_path, "switch", 0, dense, ends)
+    for row in study_report.write(str(tmp_path))["main"]:
+        assert row["steps ratio"] == row["time ratio"] == 1.0
+
+
 def test_other_arms_at_the_last_common_step(study):
-    (row,) = study_report.write(str(study))["others"]
-    assert row["arm"] == "top_2" and row["step"] == 200
-    assert row["less switch"] == -0.25 and row["less dense"] == -1.25
+    top_2, wide = study_report.write(str(study))["others"]
+    assert top_2["arm"] == "top_2" and top_2["step"] == 300
+    assert top_2["loss"] is None is top_2["difference"]  # it diverged
+    assert wide["arm"] == "wide" and wide["step"] == 100
+    # Against the dense model; there is no capacity_1 for dropless.
+    assert wide["against"] == "dense" and wide["difference"] == -0.5
 
 
 def test_domains(study):
     a, b = study_report.write(str(study))["domains"]
     assert a["domain"] == "a" and a["gain"] == 0.5 and b["gain"] == 0.0
     # Two domains that share no expert: ln 2 from the mean of both.
-    surprise = a["encoder load from the mean's, nats"]
+    assert a["documents"] == 3 and a["targets"] == 50
+    surprise = a["encoder: KL of the load"]
     assert surprise == pytest.approx(np.log(2), abs=1e-3)
 
 
@@ -92,8 +114,8 @@ def test_files(study):
 
 
 def test_one_arm_alone(study):
-    for job in (study / "arms").glob("[ds]*"):
+    for job in (study / "arms").glob("[!t]*"):
         (job / "ends.json").unlink()  # not done yet
     results = study_report.write(str(study))
     assert [row["arm"] for row in results["arms"]] == ["top_2"]
-    assert results["main"] == []
+    assert results["main"] == results["others"] == results["domains"] == []
