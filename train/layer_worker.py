@@ -218,63 +218,73 @@ def qwen3_moe_block(
 
 def _transformers(side, work, data):
     """Its sparse layer, with our weights."""
-    import torch
-
     del side
-    torch.set_num_threads(len(cores.ids()))
-    dtype = getattr(torch, work["dtype"])
-    mlp = _sparse_mlp(work, data, dtype)
-    parameters = dict(mlp.named_parameters())
-    inputs = {
-        kind: torch.tensor(data[kind]).to(dtype)
-        for kind in ("forward", "training")
-    }
-    inputs["training"].requires_grad_()
-    dy = torch.tensor(data["dy"]).to(dtype)
-    room = {
-        "forward": work["eval_capacity"] or _UNLIMITED,
-        "training": work["capacity"] or _UNLIMITED,
-    }
+    layer = _Transformers(work, data)
+    calls = {"forward": layer.forward, "training": layer.training}
+    return calls, layer.describe
+
+
+class _Transformers:
+    def __init__(self, work, data):
+        import torch
+
+        torch.set_num_threads(len(cores.ids()))
+        self._work = work
+        dtype = getattr(torch, work["dtype"])
+        self._mlp = _sparse_mlp(work, data, dtype)
+        self._x, self._training_x, self._dy = (
+            torch.tensor(data[name]).to(dtype)
+            for name in ("forward", "training", "dy")
+        )
+        self._training_x.requires_grad_()
 
     # Dropout and jitter are 0: modes of training and evaluation are the same.
-    def forward(fetch=False):
-        mlp.router.expert_capacity = room["forward"]
-        with torch.no_grad():
-            y = mlp(inputs["forward"])
-        if fetch:
-            return {"y": y.float().numpy()}, kept("forward")
-        return None
+    def forward(self, fetch=False):
+        import torch
 
-    def training(fetch=False):
-        mlp.router.expert_capacity = room["training"]
-        x = inputs["training"]
-        y = mlp(x)
+        self._mlp.router.expert_capacity = (
+            self._work["eval_capacity"] or _UNLIMITED
+        )
+        with torch.no_grad():
+            y = self._mlp(self._x)
+        return (
+            ({"y": y.float().numpy()}, self._kept(self._x)) if fetch else None
+        )
+
+    def training(self, fetch=False):
+        import torch
+
+        self._mlp.router.expert_capacity = self._work["capacity"] or _UNLIMITED
+        parameters = dict(self._mlp.named_parameters())
+        y = self._mlp(self._training_x)
         # Experts that no token chose have no gradient.
         x_gradient, *gradients = torch.autograd.grad(
-            y, [x, *parameters.values()], dy, allow_unused=True
+            y,
+            [self._training_x, *parameters.values()],
+            self._dy,
+            allow_unused=True,
         )
         if not fetch:
             return None
+        gradients = dict(zip(parameters, gradients, strict=True))
         return {
             "y": y.detach().float().numpy(),
             "gradient of x": x_gradient.float().numpy(),
-            **_as_ours(dict(zip(parameters, gradients, strict=True)), work),
-        }, kept("training")
+            **_as_ours(gradients, self._work),
+        }, self._kept(self._training_x)
 
-    def kept(kind):
-        return int(mlp.router(inputs[kind])[0].sum())
+    def _kept(self, x):
+        return int(self._mlp.router(x)[0].sum())
 
-    def describe():
-        expert = mlp.experts["expert_0"]
+    def describe(self):
+        expert = self._mlp.experts["expert_0"]
         return {
-            "tokens": dy.shape[0] * dy.shape[1],
+            "tokens": self._dy.shape[0] * self._dy.shape[1],
             "FLOPs of a kept token": sum(
                 2 * p.numel() for p in expert.parameters()
             ),
             "dtype": str(expert.wi.weight.dtype).removeprefix("torch."),
         }
-
-    return {"forward": forward, "training": training}, describe
 
 
 def _as_ours(gradients, work):

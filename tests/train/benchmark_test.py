@@ -108,6 +108,10 @@ def test_a_step_has_no_dense_rival(cells):
             {"training": "dropless", "evaluation": "capacity"},
             "--evaluation=capacity needs --training=capacity",
         ),
+        (
+            {"training": "dropless", "against": ["einsum"]},
+            "--against=einsum needs --training=capacity",
+        ),
     ],
 )
 def test_layers_that_cannot_be_compared_are_refused(cells, given, message):
