@@ -72,7 +72,12 @@ class EinsumDispatch:
 
 
 class GatherDispatch:
-    """Dispatch by integer indices. Arguments as `EinsumDispatch`."""
+    """Dispatch by integer indices. Arguments as `EinsumDispatch`.
+
+    Where tokens chose, the slots of an expert in all groups lie side by side,
+    as its product takes them: what `dispatch` returns and `combine` takes is
+    `[1, E, G * C, D]`. Where experts chose it is `[G, E, C, D]`.
+    """
 
     def __init__(
         self,
@@ -83,34 +88,42 @@ class GatherDispatch:
         choices: int | None,
     ) -> None:
         self.routes, self.tokens, self.choices = routes, tokens, choices
-        self.shape = (num_experts, capacity)
-        slots = num_experts * capacity
+        groups = ops.shape(routes.gate)[0]
         kept = ops.logical_and(
             routes.expert_index < num_experts, routes.slot_index < capacity
         )
-        slot = routes.expert_index * capacity + routes.slot_index
-        self.kept = kept  # [G, M]
-        if choices is not None:
-            self.rows = indexing.row_map(ops.where(kept, slot, slots), slots)
+        if choices is None:
+            self.kept = kept  # [G, M]
+            self.shape = (groups, num_experts, capacity)
+            return
+        self.shape = (1, num_experts, groups * capacity)
+        slots = num_experts * groups * capacity
+        first = ops.arange(groups, dtype="int32") * capacity  # of a group
+        slot = routes.expert_index * (groups * capacity) + routes.slot_index
+        slot = ops.where(kept, slot + ops.expand_dims(first, -1), slots)
+        self.rows = indexing.row_map(_one_group(slot, choices), slots)
+        self.gate = _one_group(routes.gate, choices)
 
     def dispatch(self, tokens: Any) -> Any:
-        """`[G, S, D]` -> `[G, E, C, D]`."""
+        """`[G, S, D]` -> buffers."""
+        groups, size, width = ops.shape(tokens)
         if self.choices is None:
             # Experts chose: edges lie in the order of the slots.
             rows = indexing.take_rows(tokens, self.routes.token_index)
         else:
-            rows = indexing.dispatch_rows(tokens, self.rows, self.choices)
-        groups, _, width = ops.shape(rows)
-        return ops.reshape(rows, (groups,) + self.shape + (width,))
+            flat = ops.reshape(tokens, (1, groups * size, width))
+            rows = indexing.dispatch_rows(flat, self.rows, self.choices)
+        return ops.reshape(rows, (*self.shape, width))
 
     def combine(self, outputs: Any) -> Any:
-        """`[G, E, C, D]` -> `[G, S, D]`."""
+        """Buffers -> `[G, S, D]`."""
         groups, experts, capacity, width = ops.shape(outputs)
         outputs = ops.reshape(outputs, (groups, experts * capacity, width))
         if self.choices is not None:
-            return indexing.combine_rows(
-                outputs, self.routes.gate, self.rows, self.choices
+            total = indexing.combine_rows(
+                outputs, self.gate, self.rows, self.choices
             )
+            return ops.reshape(total, (-1, self.tokens, width))
         gate = ops.expand_dims(self.routes.gate, -1)
         weighted = ops.cast(outputs, "float32") * gate
         weighted = ops.where(ops.expand_dims(self.kept, -1), weighted, 0.0)
@@ -142,8 +155,8 @@ class DroplessDispatch:
         groups, edges = ops.shape(routes.expert_index)
         self.shape, self.choices = (groups, tokens), choices
         total = groups * edges
-        expert_index = self._one_group(routes.expert_index)  # [1, N]
-        self.gate = self._one_group(routes.gate)
+        expert_index = _one_group(routes.expert_index, choices)  # [1, N]
+        self.gate = _one_group(routes.gate, choices)
         order, _ = indexing.sort_by_expert(expert_index, num_experts)
         places = ops.expand_dims(ops.arange(total, dtype="int32"), 0)
         place = indexing.invert(order, places, total, total, fill=0)
@@ -156,14 +169,6 @@ class DroplessDispatch:
         sent = ops.expand_dims(ops.sum(self.sizes), -1)
         slot_edge = ops.where(places < sent, order, total)
         self.rows = indexing.RowMap(edge_slot, slot_edge)
-
-    def _one_group(self, values):
-        """`[G, K * S]` -> `[1, K * G * S]`, still choice-major."""
-        (groups, tokens), choices = self.shape, self.choices
-        if choices > 1:
-            shape = (groups, choices, tokens)
-            values = ops.transpose(ops.reshape(values, shape), (1, 0, 2))
-        return ops.reshape(values, (1, groups * choices * tokens))
 
     def dispatch(self, tokens: Any) -> Any:
         """`[G, S, D]` -> `[N, D]`, sorted by expert."""
@@ -206,6 +211,15 @@ class RowDispatch:
         weighted = ops.cast(rows, "float32") * ops.expand_dims(self.gate, -1)
         total = ops.sum(weighted, axis=1, keepdims=True)
         return ops.cast(total, outputs.dtype)
+
+
+def _one_group(values: Any, choices: int) -> Any:
+    """`[G, K * S]` -> `[1, K * G * S]`, still choice-major."""
+    groups, edges = ops.shape(values)
+    if choices > 1:
+        shape = (groups, choices, edges // choices)
+        values = ops.transpose(ops.reshape(values, shape), (1, 0, 2))
+    return ops.reshape(values, (1, groups * edges))
 
 
 def _is(index: Any, size: Any) -> Any:

@@ -53,6 +53,15 @@ def test_three_tokens_two_experts_capacity_one(kind):
     np.testing.assert_array_equal(y, [[[5.0], [40.0], [0.0]]])
 
 
+def by_group(kind, buffers, shape):
+    """`[G, E, C, D]` of what a dispatch calls its buffers."""
+    if kind == "einsum":
+        return buffers
+    groups, experts, capacity, width = shape
+    by_expert = buffers.reshape(experts, groups, capacity, width)
+    return by_expert.transpose(1, 0, 2, 3)
+
+
 @pytest.mark.parametrize("choices", [1, 2, 3])
 @pytest.mark.parametrize("capacity", [1, 2, 7])
 @pytest.mark.parametrize("kind", CAPACITY)
@@ -61,10 +70,13 @@ def test_capacity_dispatch(kind, capacity, choices, rng):
     edges = random_routes(rng, groups, tokens, experts, choices)
     x = rng.normal(size=(groups, tokens, D)).astype("float32")
     rows = CAPACITY[kind](routes(*edges), tokens, experts, capacity, choices)
-    got = bridge.numpy(rows.dispatch(ops.convert_to_tensor(x)))
-    assert got.shape == (groups, experts, capacity, D)
-    scale = rng.normal(size=got.shape).astype("float32")
-    y = bridge.numpy(rows.combine(ops.convert_to_tensor(got * scale)))
+    buffers = bridge.numpy(rows.dispatch(ops.convert_to_tensor(x)))
+    shape = (groups, experts, capacity, D)
+    together = (1, experts, groups * capacity, D)
+    assert buffers.shape == (together if kind == "gather" else shape)
+    scale = rng.normal(size=buffers.shape).astype("float32")
+    y = bridge.numpy(rows.combine(ops.convert_to_tensor(buffers * scale)))
+    got, scale = (by_group(kind, array, shape) for array in (buffers, scale))
     wanted = np.zeros(x.shape)
     for g, m in np.ndindex(edges[0].shape):
         token, expert, slot, gate = (field[g, m] for field in edges)
