@@ -40,13 +40,13 @@ _SEEDS = absl_flags.DEFINE_multi_integer(
     lower_bound=0,
 )
 _STEPS = absl_flags.DEFINE_integer(
-    "steps", 6000, "Of the main arms.", lower_bound=1
+    "main_steps", 6000, "Of the main arms.", lower_bound=1
 )
 _ABLATION_STEPS = absl_flags.DEFINE_integer(
     "ablation_steps", 1000, "Of the other arms.", lower_bound=1
 )
 _EVAL_EVERY = absl_flags.DEFINE_integer(
-    "eval_every",
+    "interval",
     250,
     "Steps between evaluations, which divides the numbers of steps.",
     lower_bound=1,
@@ -142,7 +142,7 @@ def _task(name, seed, folder):
         steps, every, batches = 6, 3, 1
     if steps % every:
         raise flags.UsageError(
-            f"--eval_every must divide the steps; received {every} and {steps}."
+            f"--interval must divide the steps; received {every} and {steps}."
         )
     return {
         "name": name,

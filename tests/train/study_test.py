@@ -55,7 +55,7 @@ def test_unknown_arm():
 
 
 def test_steps_between_evaluations():
-    with flagsaver.flagsaver(smoke=False, steps=7, eval_every=2):
+    with flagsaver.flagsaver(smoke=False, main_steps=7, interval=2):
         with pytest.raises(shared.UsageError, match="divide.*2 and 7"):
             study.main()
 
