@@ -82,6 +82,7 @@ def main() -> None:
 
 def run() -> None:
     """The console command."""
+    absl_flags.set_default(flags.CORPUS, "domains")
     flags.run(
         main,
         uses=("backend", "corpus", "workdir"),
