@@ -30,7 +30,7 @@ def retain() -> str:
     mallopt = ctypes.CDLL(None).mallopt
     settings = (
         (_M_MMAP_MAX, 0),
-        (_M_TRIM_THRESHOLD, 2**31 - 1),
+        (_M_TRIM_THRESHOLD, -1),  # never
         (_M_ARENA_MAX, 1),
     )
     # mallopt returns 1 for success; all three must hold to be of use.

@@ -16,8 +16,10 @@ from keras_switch_train import workers
 RIVALS = ("dense", "transformers", "keras_hub", "einsum")
 KINDS = ("forward", "training")
 ROW = 512  # tokens of a row, which share a capacity
-# Of the largest value; in bfloat16 every product is rounded to 3 digits.
-TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}
+# Norm of the difference over the norm. A token that went to another expert is
+# 1.5e-2 of 4,096; a hidden value next to 0, which rounding turns on for one
+# side, about 1e-4. In bfloat16 every product is rounded to 3 digits.
+TOLERANCE = {"float32": 1e-3, "bfloat16": 3e-2}
 # Tokens whose two best experts are closer go to either, by rounding.
 _MARGIN = 0.02
 
@@ -180,14 +182,14 @@ def require_close(
     """Refuses results that differ.
 
     Raises:
-        RuntimeError: if the largest difference is over `TOLERANCE` of the
-            largest value.
+        RuntimeError: if the norm of the difference is over `TOLERANCE` of the
+            norm.
     """
-    difference = np.abs(ours - theirs).max() / np.abs(theirs).max()
+    difference = np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
     if not difference <= TOLERANCE[dtype]:
         raise RuntimeError(
-            f"{name} must agree to {TOLERANCE[dtype]} of the largest value in "
-            f"{dtype}; ours differs from that of {side} by {difference:.2g}."
+            f"{name} must agree to {TOLERANCE[dtype]} of its norm in {dtype}; "
+            f"ours differs from that of {side} by {difference:.2g}."
         )
 
 

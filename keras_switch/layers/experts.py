@@ -1,19 +1,25 @@
 """The bank of experts: E feed-forwards that know neither tokens nor routes."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import keras
 from keras import ops
 
 from keras_switch.layers import feed_forward
+from keras_switch.ops import matmul
 from keras_switch.ops.expert_loop import (
     can_loop,
     loop_over_experts,
     with_gradient_of,
 )
-from keras_switch.ops.grouped_matmul import grouped_matmul
+from keras_switch.ops.expert_matmul import expert_matmul, fewest_rows
+from keras_switch.ops.grouped_matmul import (
+    grouped_feed_forward,
+    grouped_matmul,
+)
 from keras_switch.ops.indexing import static_size
-from keras_switch.ops.matmul import FEWEST_BUFFER_ROWS
 from keras_switch.ops.row_matmul import matmul_by_row
 
 
@@ -92,17 +98,22 @@ class Experts(keras.layers.Layer):
                 kernel = ops.cast(dense.kernel, x.dtype)
                 return matmul_by_row(x, expert_index, kernel)
             # In training rows depend on their batch by capacity and dropout.
-            return dense(x) if training else _with_enough_rows(dense, x)
+            if dense.quantization_mode is not None:
+                fewest = 0 if training else matmul.fewest_rows(x.shape[-1])
+                return _with_enough_rows(dense, x, fewest)
+            kernel = ops.cast(dense.kernel, x.dtype)
+            multiply = functools.partial(expert_matmul, kernel=kernel)
+            fewest = 0 if training else fewest_rows(kernel)
+            return _with_enough_rows(multiply, x, fewest)
 
         if len(x.shape) == 4:
             return self._call_buffers(x, apply, training)
         if sizes is not None and not training:
-            if can_loop(x, self.num_experts):
-                return self._loop(x, sizes)
+            return self._evaluate(x, sizes)
         return self._feed_forward(x, apply, training)
 
-    def _loop(self, x, sizes):
-        """Rows of one expert after another; gradients as in training."""
+    def _evaluate(self, x, sizes):
+        """Whole feed-forwards on sorted rows; gradients as in training."""
 
         def feed_forward_of(multiply):
             def call(rows, *kernels):
@@ -113,15 +124,19 @@ class Experts(keras.layers.Layer):
 
             return call
 
-        def loop(rows, *kernels):
-            one = feed_forward_of(ops.matmul)
-            return loop_over_experts(one, rows, sizes, kernels)
-
         grouped = feed_forward_of(
             lambda rows, kernel: grouped_matmul(rows, sizes, kernel)
         )
+
+        def fast(rows, *kernels):
+            if can_loop(rows, self.num_experts):
+                one = feed_forward_of(ops.matmul)
+                return loop_over_experts(one, rows, sizes, kernels)
+            every = feed_forward_of(expert_matmul)
+            return grouped_feed_forward(every, grouped, rows, sizes, kernels)
+
         kernels = [ops.cast(d.kernel, x.dtype) for d in (*self._wi, self.wo)]
-        return with_gradient_of(grouped, loop)(x, *kernels)
+        return with_gradient_of(grouped, fast)(x, *kernels)
 
     def _call_buffers(self, x, apply, training):
         """`[G, E, C, D]` -> the same shape."""
@@ -156,11 +171,11 @@ class Experts(keras.layers.Layer):
         }
 
 
-def _with_enough_rows(dense: Any, x: Any) -> Any:
-    """`dense(x)` on `[E, N, D]`, through enough rows of each expert for a
+def _with_enough_rows(multiply: Callable, x: Any, fewest: int) -> Any:
+    """`multiply(x)` on `[E, N, D]`, through enough rows of each expert for a
     row's result not to depend on their number."""
     rows = static_size(ops.shape(x)[1])
-    if rows is None or not 0 < rows < FEWEST_BUFFER_ROWS:
-        return dense(x)
-    padded = ops.pad(x, ((0, 0), (0, FEWEST_BUFFER_ROWS - rows), (0, 0)))
-    return dense(padded)[:, :rows]
+    if rows is None or not 0 < rows < fewest:
+        return multiply(x)
+    padded = ops.pad(x, ((0, 0), (0, fewest - rows), (0, 0)))
+    return multiply(padded)[:, :rows]

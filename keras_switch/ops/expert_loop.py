@@ -106,11 +106,24 @@ def with_gradient_of(plain: Callable, fast: Callable) -> Callable:
         fast: the same function, computed in another way.
 
     Returns:
-        The function, for where `can_loop`.
+        The function.
     """
-    if keras.backend.backend() == "tensorflow":
-        return _on_tensorflow(plain, fast)
-    return _on_torch(plain, fast)
+    return {"jax": _on_jax, "tensorflow": _on_tensorflow, "torch": _on_torch}[
+        keras.backend.backend()
+    ](plain, fast)
+
+
+def _on_jax(plain, fast):
+    import jax
+
+    @jax.custom_gradient
+    def function(*tensors):
+        def gradient(upstream):
+            return jax.vjp(plain, *tensors)[1](upstream)
+
+        return fast(*tensors), gradient
+
+    return function
 
 
 def _on_tensorflow(plain, fast):

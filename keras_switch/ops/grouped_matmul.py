@@ -18,18 +18,26 @@ that a balanced batch runs at the speed of the batched matmul and a collapsed
 one still costs no more than its rows.
 """
 
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 from keras import ops
 
 from keras_switch.ops.compiled import compiled
+from keras_switch.ops.expert_matmul import (
+    expert_matmul,
+    expert_matmul_transposed,
+    expert_outer,
+    fewest_rows,
+)
 from keras_switch.ops.indexing import has_values, static_size, upstream_of
-from keras_switch.ops.matmul import fewest_rows
 
 BLOCK_ROWS = 64
-# Largest expert over mean expert up to which the batched form is used.
-CAPACITIES = (1.25, 2.0)
+# Eighths of the mean expert that the largest one may have for the batched form,
+# which is the faster one: each is a branch of the program, to be compiled.
+CAPACITIES = (9, 10, 12, 14, 20, 32)
 
 
 def grouped_matmul(rows: Any, sizes: Any, kernel: Any) -> Any:
@@ -50,11 +58,11 @@ def grouped_matmul(rows: Any, sizes: Any, kernel: Any) -> Any:
         def grad(*args, upstream=None):
             upstream = upstream_of(args, upstream)
             return (
-                _product(upstream, sizes, kernel, "ecf,edf->ecd"),
+                _product(upstream, sizes, kernel, True),
                 _kernel_gradient(rows, upstream, sizes, kernel),
             )
 
-        return _product(rows, sizes, kernel, "ecd,edf->ecf"), grad
+        return _product(rows, sizes, kernel, False), grad
 
     return ops.custom_gradient(forward)(rows, kernel)
 
@@ -70,20 +78,56 @@ def grouped_matmul_reference(rows: Any, sizes: Any, kernel: Any) -> Any:
     return ops.sum(ops.where(ops.expand_dims(mine, -1), every, zero), axis=0)
 
 
-@compiled("equation")
-def _product(rows: Any, sizes: Any, kernel: Any, equation: str) -> Any:
-    """Chooses the form of the product; `equation` is that of the buffers."""
+@compiled("transpose")
+def _product(rows: Any, sizes: Any, kernel: Any, transpose: bool) -> Any:
+    """Chooses the form of the product with the kernels, or with their
+    transposes."""
     if has_values(sizes):
-        return _loop(rows, sizes, kernel, equation)
+        return _loop(rows, sizes, kernel, transpose)
     capacities = _capacities(rows, kernel)
     branches = [
         lambda rows, sizes, kernel, c=c: _batched(
-            rows, sizes, kernel, equation, c
+            rows, sizes, kernel, transpose, c
         )
         for c in capacities
     ]
-    branches.append(lambda *args: _blocks(*args, equation))
+    branches.append(lambda *args: _blocks(*args, transpose))
     return _by_largest(sizes, capacities, branches, (rows, sizes, kernel))
+
+
+def grouped_feed_forward(
+    feed_forward: Callable[..., Any],
+    otherwise: Callable[..., Any],
+    rows: Any,
+    sizes: Any,
+    kernels: Sequence[Any],
+) -> Any:
+    """Applies each expert's whole feed-forward to its rows, in buffers.
+
+    Unlike `grouped_matmul` of each kernel it copies no row of the hidden layer,
+    which is wider. Its gradient is not to be used: see `with_gradient_of`.
+
+    Args:
+        feed_forward: of buffers `[E, C, D]` and the kernels; returns
+            `[E, C, D]`, each row for itself.
+        otherwise: the same of rows and the kernels, where buffers would be too
+            large.
+        rows: `[N, D]`, sorted by expert.
+        sizes: int32 `[E]`, rows of each expert; their sum is at most `N`.
+        kernels: tensors `[E, ...]`.
+
+    Returns:
+        `[N, D]`; 0 for rows that belong to no expert.
+    """
+
+    def in_buffers(capacity, rows, sizes, *kernels):
+        outputs = feed_forward(_buffers(rows, sizes, capacity), *kernels)
+        return _from_buffers(outputs, rows, sizes)
+
+    capacities = _capacities(rows, *kernels)
+    branches = [functools.partial(in_buffers, c) for c in capacities]
+    branches.append(lambda rows, sizes, *kernels: otherwise(rows, *kernels))
+    return _by_largest(sizes, capacities, branches, (rows, sizes, *kernels))
 
 
 @compiled()
@@ -93,8 +137,7 @@ def _kernel_gradient(rows: Any, upstream: Any, sizes: Any, kernel: Any) -> Any:
         return _loop_outer(rows, upstream, sizes)
     capacities = _capacities(rows, kernel)
     branches = [
-        lambda rows, upstream, sizes, c=c: ops.einsum(
-            "ecd,ecf->edf",
+        lambda rows, upstream, sizes, c=c: expert_outer(
             _buffers(rows, sizes, c, zero_empty=True),
             _buffers(upstream, sizes, c),
         )
@@ -115,29 +158,35 @@ def _by_largest(
     return ops.switch(index, branches, *operands)
 
 
-def _capacities(rows: Any, kernel: Any) -> list:
+def _capacities(rows: Any, *kernels: Any) -> list:
     """Capacities of the batched forms; none where there are fewer rows than
     experts (a decode step), since they would read every expert's kernel."""
-    count, num_experts = ops.shape(rows)[0], kernel.shape[0]
+    count, num_experts = ops.shape(rows)[0], kernels[0].shape[0]
     known = static_size(count)
     if known is not None and known < num_experts:
         return []
-    quarters = [int(4 * factor) for factor in CAPACITIES]
     ceilings = [
-        (count * q + 4 * num_experts - 1) // (4 * num_experts) for q in quarters
+        (count * eighths + 8 * num_experts - 1) // (8 * num_experts)
+        for eighths in CAPACITIES
     ]
     if known is None:
         return ceilings
     # With enough rows every form gives a row the same bits.
-    return sorted({max(c, fewest_rows(rows.shape[1])) for c in ceilings})
+    fewest = max(map(fewest_rows, kernels))
+    return sorted({max(c, fewest) for c in ceilings})
 
 
-def _loop(rows: Any, sizes: Any, kernel: Any, equation: str) -> Any:
+def _multiply(buffers: Any, kernel: Any, transpose: bool) -> Any:
+    """`[E, C, D]` -> `[E, C, F]`, or the other way round."""
+    form = expert_matmul_transposed if transpose else expert_matmul
+    return form(buffers, kernel)
+
+
+def _loop(rows: Any, sizes: Any, kernel: Any, transpose: bool) -> Any:
     """One matmul for each expert that has rows."""
-    transpose = equation == "ecf,edf->ecd"
     width = kernel.shape[1] if transpose else kernel.shape[2]
     count = rows.shape[0]
-    fewest = fewest_rows(rows.shape[1])
+    fewest = fewest_rows(kernel)
     rows = _padded(rows, fewest) if count else rows
     parts, start = [], 0
     for expert, size in enumerate(ops.convert_to_numpy(sizes).tolist()):
@@ -190,11 +239,15 @@ def _buffers(
 
 
 def _batched(
-    rows: Any, sizes: Any, kernel: Any, equation: str, capacity: Any
+    rows: Any, sizes: Any, kernel: Any, transpose: bool, capacity: Any
 ) -> Any:
     buffers = _buffers(rows, sizes, capacity)  # [E, C, D]
-    outputs = ops.einsum(equation, buffers, kernel)  # [E, C, F]
-    num_experts, _, width = ops.shape(outputs)
+    return _from_buffers(_multiply(buffers, kernel, transpose), rows, sizes)
+
+
+def _from_buffers(outputs: Any, rows: Any, sizes: Any) -> Any:
+    """`[E, C, F]` -> `[N, F]`, what `_buffers` has done undone."""
+    num_experts, capacity, width = ops.shape(outputs)
     owner = _owners(rows, sizes)  # [N]
     mine = ops.minimum(owner, num_experts - 1)
     start = ops.take(_starts(sizes), mine)
@@ -240,17 +293,17 @@ def _padded(rows: Any, block: int) -> Any:
     return ops.pad(rows, ((0, block), (0, 0)))
 
 
-def _blocks(rows: Any, sizes: Any, kernel: Any, equation: str) -> Any:
-    block, count = _block_rows(rows), ops.shape(rows)[0]
+def _blocks(rows: Any, sizes: Any, kernel: Any, transpose: bool) -> Any:
+    block, count = _block_rows(rows, kernel), ops.shape(rows)[0]
     padded = _padded(rows, block)
-    out_width = kernel.shape[1] if equation[-1] == "d" else kernel.shape[2]
+    out_width = kernel.shape[1] if transpose else kernel.shape[2]
     total = _block_list(sizes, block)[1][-1]
 
     def body(index, outputs):
         expert, start, _ = _block(index, sizes, block)
         part = _run_of(padded, start, block)
         matrix = _run_of(kernel, expert, 1)
-        part = ops.einsum(equation, ops.expand_dims(part, 0), matrix)[0]
+        part = _multiply(ops.expand_dims(part, 0), matrix, transpose)[0]
         # What a block writes past its expert's last row, the next block
         # writes again: blocks go in ascending order.
         return index + 1, ops.slice_update(outputs, (start, 0), part)
@@ -266,7 +319,7 @@ def _blocks(rows: Any, sizes: Any, kernel: Any, equation: str) -> Any:
 
 
 def _blocks_outer(rows: Any, upstream: Any, sizes: Any) -> Any:
-    block, num_experts = _block_rows(rows), sizes.shape[0]
+    block, num_experts = BLOCK_ROWS, sizes.shape[0]
     left, right = _padded(rows, block), _padded(upstream, block)
     d, f = ops.shape(rows)[1], ops.shape(upstream)[1]
     total = _block_list(sizes, block)[1][-1]
@@ -278,8 +331,8 @@ def _blocks_outer(rows: Any, upstream: Any, sizes: Any) -> Any:
         part = ops.where(places < mine, part, ops.zeros((), dtype=part.dtype))
         other = _run_of(right, start, block)
         so_far = _run_of(outputs, expert, 1)
-        added = so_far + ops.expand_dims(
-            ops.matmul(ops.transpose(part), other), 0
+        added = so_far + expert_outer(
+            ops.expand_dims(part, 0), ops.expand_dims(other, 0)
         )
         return index + 1, ops.slice_update(outputs, (expert, 0, 0), added)
 
@@ -294,8 +347,8 @@ def _blocks_outer(rows: Any, upstream: Any, sizes: Any) -> Any:
     return outputs
 
 
-def _block_rows(rows: Any) -> int:
+def _block_rows(rows: Any, kernel: Any) -> int:
     known = static_size(ops.shape(rows)[0])
     if known is None:
         return BLOCK_ROWS
-    return max(fewest_rows(rows.shape[1]), min(BLOCK_ROWS, known))
+    return max(fewest_rows(kernel), min(BLOCK_ROWS, known))

@@ -7,9 +7,6 @@ from keras import ops
 
 from keras_switch.ops.indexing import static_size
 
-# Buffers exist for every expert, so there the price of more rows is paid E
-# times: enough for MKL, and for most sizes on XLA (2e-6 apart at the others).
-FEWEST_BUFFER_ROWS = 16
 # XLA's by the length of the sums; the first bound above it counts.
 _FEWEST_ON_JAX = ((512, 64), (768, 48), (1024, 24))
 
