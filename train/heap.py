@@ -37,3 +37,10 @@ def retain() -> str:
     if not all([mallopt(name, value) for name, value in settings]):
         return "heap: left alone, mallopt refused"
     return "heap: freed memory is kept in the process (--noretain_heap)"
+
+
+def release() -> None:
+    """Gives what is free now back to the system, once: call it after work that
+    takes more memory than what follows, such as loading."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)

@@ -8,6 +8,7 @@ import numpy as np
 from keras import ops
 
 from keras_switch.layers.validation import check_number
+from keras_switch.ops.shared_add import shared_add
 
 # Added to a score that must not be seen. Scores are float32 under every dtype
 # policy, so it is finite there, and exp(score - max) is exactly 0.
@@ -135,7 +136,7 @@ class Attention(keras.layers.Layer):
         scores = ops.einsum("btnh,bnsh->bnts", query, key)
         scores = ops.cast(scores, "float32")
         if position_bias is not None:
-            scores = scores + ops.cast(position_bias, "float32")
+            scores = shared_add(scores, ops.cast(position_bias, "float32"))
         if attention_mask is not None:
             seen = ops.cast(ops.expand_dims(attention_mask, 1), "bool")
             scores = ops.where(seen, scores, MASKED)

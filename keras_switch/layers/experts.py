@@ -102,7 +102,9 @@ class Experts(keras.layers.Layer):
                 fewest = 0 if training else matmul.fewest_rows(x.shape[-1])
                 return _with_enough_rows(dense, x, fewest)
             kernel = ops.cast(dense.kernel, x.dtype)
-            multiply = functools.partial(expert_matmul, kernel=kernel)
+            multiply = functools.partial(
+                expert_matmul, kernel=kernel, same_bits=not training
+            )
             fewest = 0 if training else fewest_rows(kernel)
             return _with_enough_rows(multiply, x, fewest)
 
@@ -132,7 +134,9 @@ class Experts(keras.layers.Layer):
             if can_loop(rows, self.num_experts):
                 one = feed_forward_of(ops.matmul)
                 return loop_over_experts(one, rows, sizes, kernels)
-            every = feed_forward_of(expert_matmul)
+            every = feed_forward_of(
+                functools.partial(expert_matmul, same_bits=True)
+            )
             return grouped_feed_forward(every, grouped, rows, sizes, kernels)
 
         kernels = [ops.cast(d.kernel, x.dtype) for d in (*self._wi, self.wo)]

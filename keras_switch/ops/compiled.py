@@ -1,4 +1,4 @@
-"""Compiling a function that is dear to run operation by operation."""
+"""What compiles here, and functions dear to run operation by operation."""
 
 import functools
 from collections.abc import Callable
@@ -31,3 +31,12 @@ def compiled(*static: str) -> Callable:
         return call
 
     return decorate
+
+
+def on_xla_s_cpu() -> bool:
+    """Whether JAX compiles for a CPU, with what that is slow at."""
+    if keras.backend.backend() != "jax":
+        return False
+    import jax
+
+    return jax.default_backend() == "cpu"

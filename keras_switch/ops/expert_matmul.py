@@ -18,10 +18,11 @@ import keras
 from keras import ops
 
 from keras_switch.ops import matmul
+from keras_switch.ops.compiled import on_xla_s_cpu
 from keras_switch.ops.indexing import static_size, upstream_of
 
-# Up to here copies of rows are cheaper than a packed matrix, in gradients.
-_FEW_ROWS = 64
+# Up to here copies of rows are cheaper than a packed matrix.
+_FEW_ROWS = 128
 
 
 def fewest_rows(kernel: Any) -> int:
@@ -41,17 +42,19 @@ def fewest_rows(kernel: Any) -> int:
     return 8
 
 
-def expert_matmul(rows: Any, kernel: Any) -> Any:
+def expert_matmul(rows: Any, kernel: Any, same_bits: bool = False) -> Any:
     """Multiplies rows of each expert by its kernel.
 
     Args:
         rows: `[E, N, D]`.
         kernel: `[E, D, F]`, in the dtype of `rows`.
+        same_bits: Whether a row's product must not depend on how many rows
+            there are, from `fewest_rows` on.
 
     Returns:
         `[E, N, F]`; differentiable in both.
     """
-    if not _on_xla_s_cpu():
+    if not on_xla_s_cpu():
         return _plain(rows, kernel)
 
     def forward(rows, kernel):
@@ -62,7 +65,7 @@ def expert_matmul(rows: Any, kernel: Any) -> Any:
                 expert_outer(rows, upstream),
             )
 
-        if not _transposes(rows):
+        if not _transposes(rows, few=not same_bits):
             return _plain(rows, kernel), grad
         return _dot(_swapped(rows), kernel, 1, 1), grad
 
@@ -81,7 +84,11 @@ def expert_matmul_transposed(rows: Any, kernel: Any) -> Any:
     """
     if not _transposes(rows, few=True):
         return _plain(rows, kernel, transpose_b=True)
-    return _swapped(_dot(kernel, _swapped(rows), 2, 1), before=True)
+    import jax
+
+    # Nor is the product to be merged with the copy that follows.
+    product = _dot(kernel, _swapped(rows), 2, 1)
+    return ops.swapaxes(jax.lax.optimization_barrier(product), 1, 2)
 
 
 def expert_outer(rows: Any, others: Any) -> Any:
@@ -94,9 +101,7 @@ def expert_outer(rows: Any, others: Any) -> Any:
     Returns:
         `[E, D, F]`.
     """
-    if not _transposes(rows, few=True):
-        return _plain(rows, others, transpose_a=True)
-    return _dot(_swapped(rows), others, 2, 1)
+    return _plain(rows, others, transpose_a=True)
 
 
 def _plain(a, b, transpose_a=False, transpose_b=False):
@@ -109,7 +114,7 @@ def _plain(a, b, transpose_a=False, transpose_b=False):
     equation = "{},{}->eik".format(
         "eji" if transpose_a else "eij", "ekj" if transpose_b else "ejk"
     )
-    if _on_xla_s_cpu() and _dtype(a) == "bfloat16":
+    if on_xla_s_cpu() and _dtype(a) == "bfloat16":
         import jax.numpy as jnp
 
         product = jnp.einsum(equation, a, b, preferred_element_type="float32")
@@ -121,17 +126,9 @@ def _dtype(x):
     return keras.backend.standardize_dtype(x.dtype)
 
 
-def _on_xla_s_cpu():
-    if keras.backend.backend() != "jax":
-        return False
-    import jax
-
-    return jax.default_backend() == "cpu"
-
-
 def _transposes(rows, few=False):
     """Whether a product goes by way of transposed rows."""
-    if not _on_xla_s_cpu():
+    if not on_xla_s_cpu():
         return False
     if _dtype(rows) != "float32":
         return False
@@ -139,13 +136,11 @@ def _transposes(rows, few=False):
     return not few or (count is not None and count <= _FEW_ROWS)
 
 
-def _swapped(x, before=False):
-    """`[E, A, B]` -> `[E, B, A]` in memory: not to be merged into a product,
-    which follows, or comes `before`."""
+def _swapped(x):
+    """`[E, A, B]` -> `[E, B, A]` in memory: XLA is not to merge the copy into
+    the product that follows."""
     import jax
 
-    if before:
-        return ops.swapaxes(jax.lax.optimization_barrier(x), 1, 2)
     return jax.lax.optimization_barrier(ops.swapaxes(x, 1, 2))
 
 

@@ -178,8 +178,9 @@ def _capacities(rows: Any, *kernels: Any) -> list:
 
 def _multiply(buffers: Any, kernel: Any, transpose: bool) -> Any:
     """`[E, C, D]` -> `[E, C, F]`, or the other way round."""
-    form = expert_matmul_transposed if transpose else expert_matmul
-    return form(buffers, kernel)
+    if transpose:
+        return expert_matmul_transposed(buffers, kernel)
+    return expert_matmul(buffers, kernel, same_bits=True)
 
 
 def _loop(rows: Any, sizes: Any, kernel: Any, transpose: bool) -> Any:

@@ -68,3 +68,31 @@ def test_a_refusal_is_reported(refused, monkeypatch):
     monkeypatch.setattr(heap.ctypes, "CDLL", lambda _: Library)
     assert "refused" in heap.retain()
     assert not answers
+
+
+RELEASE = """
+import resource
+import numpy as np
+from keras_switch_train import heap
+print(heap.retain())
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+np.empty(64 * 2**20, 'uint8').fill(1)
+before = resident()
+heap.release()
+print(before - resident())
+"""
+
+
+def test_what_is_free_can_be_given_back():
+    done = subprocess.run(
+        [sys.executable, "-c", RELEASE],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    line, freed = done.stdout.strip().splitlines()
+    if "kept" not in line:
+        pytest.skip(line)
+    assert int(freed) > 60 * 2**20
