@@ -6,6 +6,7 @@ import pytest
 from keras import ops
 
 from keras_switch.ops import grouped_matmul as module
+from keras_switch.ops.compiled import compiled
 from tests import bridge
 
 D, F = 5, 3
@@ -168,3 +169,28 @@ def test_rows_of_no_expert_are_zero_whatever_they_hold(rng):
     )
     assert (got[sizes.sum() :] == 0).all()
     assert np.isfinite(got).all()
+
+
+@pytest.mark.parametrize("name", [n for n in CASES if n != "no rows"])
+def test_whole_feed_forwards(name, rng):
+    rows, sizes, wi, _ = example(name, rng)
+    wo = rng.normal(size=(len(sizes), F, D)).astype("float32")
+
+    def feed_forward(multiply):
+        return lambda x, wi, wo: multiply(ops.relu(multiply(x, wi)), wo)
+
+    @compiled()
+    def call(rows, sizes, wi, wo):
+        return module.grouped_feed_forward(
+            feed_forward(ops.matmul),
+            feed_forward(lambda x, k: module.grouped_matmul(x, sizes, k)),
+            rows,
+            sizes,
+            (wi, wo),
+        )
+
+    got = call(*map(ops.convert_to_tensor, (rows, sizes, wi, wo)))
+    wanted = np.zeros_like(rows)
+    for n, e in enumerate(np.repeat(np.arange(len(sizes)), sizes)):
+        wanted[n] = np.maximum(rows[n] @ wi[e], 0) @ wo[e]
+    close(got, wanted)
