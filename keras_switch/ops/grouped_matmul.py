@@ -36,8 +36,11 @@ from keras_switch.ops.indexing import has_values, static_size, upstream_of
 
 BLOCK_ROWS = 64
 # Eighths of the mean expert that the largest one may have for the batched form,
-# which is the faster one: each is a branch of the program, to be compiled.
-CAPACITIES = (9, 10, 12, 14, 20, 32)
+# which is the faster one: each is a branch of the program, to be compiled, and
+# the largest sets its memory.
+CAPACITIES = (9, 10, 12, 14, 16)
+# And with few rows, among which chance alone makes one expert that large.
+_FEW_ROWS, _OF_FEW = 64, (20, 32)
 
 
 def grouped_matmul(rows: Any, sizes: Any, kernel: Any) -> Any:
@@ -165,9 +168,11 @@ def _capacities(rows: Any, *kernels: Any) -> list:
     known = static_size(count)
     if known is not None and known < num_experts:
         return []
+    eighths = CAPACITIES
+    if known is not None and known <= _FEW_ROWS * num_experts:
+        eighths += _OF_FEW
     ceilings = [
-        (count * eighths + 8 * num_experts - 1) // (8 * num_experts)
-        for eighths in CAPACITIES
+        (count * n + 8 * num_experts - 1) // (8 * num_experts) for n in eighths
     ]
     if known is None:
         return ceilings

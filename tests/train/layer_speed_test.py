@@ -51,11 +51,11 @@ def test_other_work_is_refused(folder, change, rival):
 
 
 @pytest.mark.parametrize("rival", ["transformers", "einsum"])
-@pytest.mark.parametrize("planted", [0.001, float("nan")])
+@pytest.mark.parametrize("planted", [0.01, float("nan")])
 def test_other_results_are_refused(folder, rival, planted):
     path = folder / f"{rival}.npz"
     y = np.load(path)["forward y"]
-    y[0, 5, 3] += planted * np.abs(y).max()
+    y[0, 5] += planted * y[0, 6]  # a token of 64
     np.savez(path, **{"forward y": y})
     records = {"ours": RECORD, rival: RECORD}
     with pytest.raises(RuntimeError, match=f"forward y must agree.*{rival}"):
