@@ -117,27 +117,23 @@ class Experts(keras.layers.Layer):
     def _evaluate(self, x, sizes):
         """Whole feed-forwards on sorted rows; gradients as in training."""
 
-        def feed_forward_of(multiply):
-            def call(rows, *kernels):
-                *wi, wo = kernels
-                parts = [multiply(rows, kernel) for kernel in wi]
-                hidden = feed_forward.activate(self._activation, parts)
-                return multiply(hidden, wo)
+        def call(multiply, rows, *kernels):
+            *wi, wo = kernels
+            parts = [multiply(rows, kernel) for kernel in wi]
+            hidden = feed_forward.activate(self._activation, parts)
+            return multiply(hidden, wo)
 
-            return call
+        def grouped(rows, *kernels):
+            def multiply(rows, kernel):
+                return grouped_matmul(rows, sizes, kernel)
 
-        grouped = feed_forward_of(
-            lambda rows, kernel: grouped_matmul(rows, sizes, kernel)
-        )
+            return call(multiply, rows, *kernels)
 
         def fast(rows, *kernels):
             if can_loop(rows, self.num_experts):
-                one = feed_forward_of(ops.matmul)
+                one = functools.partial(call, ops.matmul)
                 return loop_over_experts(one, rows, sizes, kernels)
-            every = feed_forward_of(
-                functools.partial(expert_matmul, same_bits=True)
-            )
-            return grouped_feed_forward(every, grouped, rows, sizes, kernels)
+            return grouped_feed_forward(call, rows, sizes, kernels)
 
         kernels = [ops.cast(d.kernel, x.dtype) for d in (*self._wi, self.wo)]
         return with_gradient_of(grouped, fast)(x, *kernels)

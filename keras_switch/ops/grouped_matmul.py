@@ -19,7 +19,7 @@ one still costs no more than its rows.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -36,11 +36,12 @@ from keras_switch.ops.indexing import has_values, static_size, upstream_of
 
 BLOCK_ROWS = 64
 # Eighths of the mean expert that the largest one may have for the batched form,
-# which is the faster one: each is a branch of the program, to be compiled, and
+# which is the faster one. Each is a branch of the program, to be compiled, and
 # the largest sets its memory.
-CAPACITIES = (9, 10, 12, 14, 16)
-# And with few rows, among which chance alone makes one expert that large.
-_FEW_ROWS, _OF_FEW = 64, (20, 32)
+CAPACITIES = (10, 16)
+_OF_FEED_FORWARDS = (9, 10, 12, 16)
+# With few rows chance alone makes one expert large.
+_FEW_ROWS, _OF_FEW = 64, (32,)
 
 
 def grouped_matmul(rows: Any, sizes: Any, kernel: Any) -> Any:
@@ -99,37 +100,44 @@ def _product(rows: Any, sizes: Any, kernel: Any, transpose: bool) -> Any:
 
 
 def grouped_feed_forward(
-    feed_forward: Callable[..., Any],
-    otherwise: Callable[..., Any],
-    rows: Any,
-    sizes: Any,
-    kernels: Sequence[Any],
+    feed_forward: Callable[..., Any], rows: Any, sizes: Any, kernels: Any
 ) -> Any:
-    """Applies each expert's whole feed-forward to its rows, in buffers.
+    """Applies each expert's whole feed-forward to its rows.
 
     Unlike `grouped_matmul` of each kernel it copies no row of the hidden layer,
     which is wider. Its gradient is not to be used: see `with_gradient_of`.
 
     Args:
-        feed_forward: of buffers `[E, C, D]` and the kernels; returns
-            `[E, C, D]`, each row for itself.
-        otherwise: the same of rows and the kernels, where buffers would be too
-            large.
+        feed_forward: of a product, rows and the kernels. The product takes
+            rows and a kernel.
         rows: `[N, D]`, sorted by expert.
         sizes: int32 `[E]`, rows of each expert; their sum is at most `N`.
-        kernels: tensors `[E, ...]`.
+        kernels: a sequence of tensors `[E, ...]`.
 
     Returns:
         `[N, D]`; 0 for rows that belong to no expert.
     """
 
     def in_buffers(capacity, rows, sizes, *kernels):
-        outputs = feed_forward(_buffers(rows, sizes, capacity), *kernels)
-        return _from_buffers(outputs, rows, sizes)
+        multiply = functools.partial(_multiply, transpose=False)
+        buffers = _buffers(rows, sizes, capacity)
+        return _from_buffers(
+            feed_forward(multiply, buffers, *kernels), rows, sizes
+        )
 
-    capacities = _capacities(rows, *kernels)
+    def in_blocks(rows, sizes, *kernels):
+        def multiply(rows, kernel):
+            return _blocks(rows, sizes, kernel, transpose=False)
+
+        return feed_forward(multiply, rows, *kernels)
+
+    count = static_size(ops.shape(rows)[0])
+    eighths = _OF_FEED_FORWARDS
+    if count is not None and count <= _FEW_ROWS * kernels[0].shape[0]:
+        eighths += _OF_FEW
+    capacities = _capacities(rows, *kernels, eighths=eighths)
     branches = [functools.partial(in_buffers, c) for c in capacities]
-    branches.append(lambda rows, sizes, *kernels: otherwise(rows, *kernels))
+    branches.append(in_blocks)
     return _by_largest(sizes, capacities, branches, (rows, sizes, *kernels))
 
 
@@ -161,16 +169,13 @@ def _by_largest(
     return ops.switch(index, branches, *operands)
 
 
-def _capacities(rows: Any, *kernels: Any) -> list:
+def _capacities(rows: Any, *kernels: Any, eighths: tuple = CAPACITIES) -> list:
     """Capacities of the batched forms; none where there are fewer rows than
     experts (a decode step), since they would read every expert's kernel."""
     count, num_experts = ops.shape(rows)[0], kernels[0].shape[0]
     known = static_size(count)
     if known is not None and known < num_experts:
         return []
-    eighths = CAPACITIES
-    if known is not None and known <= _FEW_ROWS * num_experts:
-        eighths += _OF_FEW
     ceilings = [
         (count * n + 8 * num_experts - 1) // (8 * num_experts) for n in eighths
     ]

@@ -176,18 +176,12 @@ def test_whole_feed_forwards(name, rng):
     rows, sizes, wi, _ = example(name, rng)
     wo = rng.normal(size=(len(sizes), F, D)).astype("float32")
 
-    def feed_forward(multiply):
-        return lambda x, wi, wo: multiply(ops.relu(multiply(x, wi)), wo)
+    def feed_forward(multiply, x, wi, wo):
+        return multiply(ops.relu(multiply(x, wi)), wo)
 
     @compiled()
     def call(rows, sizes, wi, wo):
-        return module.grouped_feed_forward(
-            feed_forward(ops.matmul),
-            feed_forward(lambda x, k: module.grouped_matmul(x, sizes, k)),
-            rows,
-            sizes,
-            (wi, wo),
-        )
+        return module.grouped_feed_forward(feed_forward, rows, sizes, (wi, wo))
 
     got = call(*map(ops.convert_to_tensor, (rows, sizes, wi, wo)))
     wanted = np.zeros_like(rows)
