@@ -12,7 +12,7 @@ def shared_add(x: Any, shared: Any) -> Any:
     """Adds one tensor to each row of a batch.
 
     The gradient of `shared` is a sum over the batch. XLA leaves a sum over the
-    first axis to YNNPACK on a CPU, where it takes 30 times as long as the
+    first axis to YNNPACK on a CPU, where it takes far longer than the
     product with a row of ones.
 
     Args:
