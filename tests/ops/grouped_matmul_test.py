@@ -16,6 +16,7 @@ CASES = {
     "uneven": ([5, 0, 1, 6], 12),
     "collapsed": ([0, 12, 0, 0], 12),
     "several blocks": ([130, 0, 70, 1], 201),
+    "one of many": ([100] + [0] * 14 + [10], 110),
     "spare rows": ([2, 1, 0, 4], 12),
     "nothing but spare rows": ([0, 0, 0, 0], 6),
     "one expert": ([7], 7),
