@@ -99,6 +99,7 @@ def _product(rows: Any, sizes: Any, kernel: Any, transpose: bool) -> Any:
     return _by_largest(sizes, capacities, branches, (rows, sizes, kernel))
 
 
+@compiled("feed_forward")
 def grouped_feed_forward(
     feed_forward: Callable[..., Any], rows: Any, sizes: Any, kernels: Any
 ) -> Any:
@@ -109,7 +110,8 @@ def grouped_feed_forward(
 
     Args:
         feed_forward: of a product, rows and the kernels. The product takes
-            rows and a kernel.
+            rows and a kernel. Eager JAX compiles once for each such function,
+            so give the same one each time.
         rows: `[N, D]`, sorted by expert.
         sizes: int32 `[E]`, rows of each expert; their sum is at most `N`.
         kernels: a sequence of tensors `[E, ...]`.

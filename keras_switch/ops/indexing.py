@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
+from keras_switch.ops.layout import is_distributed
+
 _INT32_MAX = 2**31 - 1
 
 
@@ -111,18 +113,9 @@ def sort_by_expert(expert_index: Any, num_experts: int) -> tuple[Any, Any]:
 
 def expert_sizes(expert_index: Any, num_experts: int) -> Any:
     """Edges of each group that want each expert: int32 `[G, num_experts]`."""
-    groups, edges = ops.shape(expert_index)
-    first = ops.expand_dims(ops.arange(groups, dtype="int32"), -1)
-    segment = ops.reshape(first * num_experts + expert_index, (groups * edges,))
     # Counts are int32: a sum of ones in a narrow float stops growing early.
-    ones = ops.ones((groups * edges,), dtype="int32")
-    sizes = ops.scatter_update(
-        ops.zeros((groups * num_experts,), dtype="int32"),
-        ops.expand_dims(segment, -1),
-        ones,
-        reduction="add",
-    )
-    return ops.reshape(sizes, (groups, num_experts))
+    ones = ops.ones_like(expert_index)
+    return _scatter(expert_index, ones, num_experts, 0, "add")
 
 
 def invert(index: Any, values: Any, edges: Any, slots: Any, fill: int) -> Any:
@@ -131,15 +124,42 @@ def invert(index: Any, values: Any, edges: Any, slots: Any, fill: int) -> Any:
     An index equal to `slots` is written nowhere; a slot that no index names
     holds `fill`.
     """
-    groups = ops.shape(index)[0]
-    first = ops.expand_dims(ops.arange(groups, dtype="int32"), -1)
-    flat = ops.reshape(index + first * (slots + 1), (groups * edges, 1))
+    values = ops.broadcast_to(values, ops.shape(index))
     # The extra column is the bin: an index never leaves its range.
-    empty = ops.full((groups * (slots + 1),), fill, dtype="int32")
-    filled = ops.scatter_update(
-        empty, flat, ops.reshape(values, (groups * edges,))
-    )
-    return ops.reshape(filled, (groups, slots + 1))[:, :slots]
+    return _scatter(index, values, slots + 1, fill)[:, :slots]
+
+
+def _scatter(index, values, size, fill, reduction=None):
+    """`values[g, m]` to `index[g, m]`: `[G, M]` -> int32 `[G, size]`."""
+    if is_distributed() and keras.backend.backend() == "tensorflow":
+        return _scatter_by_comparison(index, values, size, fill)
+    if is_distributed():
+        # By group, so that it stays on the device that holds the group.
+        import jax
+
+        def of_group(index, values):
+            empty = jax.numpy.full((size,), fill, "int32")
+            if reduction == "add":
+                return empty.at[index].add(values)
+            return empty.at[index].set(values)
+
+        return jax.vmap(of_group)(index, values)
+    groups, edges = ops.shape(index)
+    first = ops.expand_dims(ops.arange(groups, dtype="int32"), -1)
+    flat = ops.reshape(index + first * size, (groups * edges, 1))
+    empty = ops.full((groups * size,), fill, dtype="int32")
+    values = ops.reshape(values, (groups * edges,))
+    filled = ops.scatter_update(empty, flat, values, reduction=reduction)
+    return ops.reshape(filled, (groups, size))
+
+
+def _scatter_by_comparison(index, values, size, fill):
+    """The plain form of `_scatter`: DTensor gathers what it scatters."""
+    places = ops.arange(size, dtype="int32")
+    hit = ops.expand_dims(index, -1) == places  # [G, M, size]
+    values = ops.expand_dims(ops.cast(values, "int32"), -1)
+    found = ops.sum(ops.where(hit, values, 0), axis=1)
+    return ops.where(ops.any(hit, axis=1), ops.cast(found, "int32"), fill)
 
 
 class RowMap(NamedTuple):

@@ -1,8 +1,13 @@
 """Writing to a variable from inside a layer's call."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import keras
+import numpy as np
+
+from keras_switch.ops import dtensor
 
 
 def record(variable: keras.Variable, value: Any) -> None:
@@ -26,3 +31,103 @@ def synchronize(model: keras.Model) -> None:
     them outside the model from step to step."""
     if keras.backend.backend() == "jax":
         model.jax_state_sync()
+
+
+def assign(variable: keras.Variable, value: np.ndarray) -> None:
+    """Assigns an array of the host; no device gets more than its part."""
+    variable.assign(placed(variable, value))
+
+
+def placed(variable: keras.Variable, value: np.ndarray) -> Any:
+    """An array of the host as a tensor that lies where its variable does.
+
+    Keras would put it whole on the first device, then spread it.
+
+    Args:
+        variable: Has a layout, or not.
+        value: Of its shape.
+
+    Returns:
+        The tensor; `value` itself where the variable has no layout.
+    """
+    layout = getattr(variable, "_layout", None)
+    if layout is None or keras.backend.backend() == "torch":
+        return value
+    if keras.backend.backend() == "tensorflow":
+        value = np.asarray(value).astype(np.dtype(variable.dtype), copy=False)
+        return dtensor.placed(value, layout)
+    import jax
+
+    sharding = getattr(layout, "backend_layout", layout)
+    value = np.asarray(value).astype(np.dtype(variable.dtype), copy=False)
+    return jax.make_array_from_callback(
+        value.shape, sharding, lambda index: value[index]
+    )
+
+
+def fetched(value: Any) -> np.ndarray:
+    """A tensor as an array of the host, whole.
+
+    Where it is spread over processes, each of them must ask for it, in the
+    same order: it takes them all.
+    """
+    if keras.backend.backend() == "tensorflow":
+        return dtensor.fetched(value)
+    if getattr(value, "is_fully_addressable", True):
+        return keras.ops.convert_to_numpy(value)
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(value, tiled=True))
+
+
+def process_count() -> int:
+    """How many processes share a model."""
+    if keras.backend.backend() != "jax":
+        return 1
+    import jax
+
+    return jax.process_count()
+
+
+def largest(number: int) -> int:
+    """The largest of what processes hand over; each of them must ask."""
+    if process_count() == 1:
+        return number
+    from jax.experimental import multihost_utils
+
+    return int(multihost_utils.process_allgather(np.array(number)).max())
+
+
+def is_writer() -> bool:
+    """Whether this is the one of several processes that writes files."""
+    if keras.backend.backend() != "jax":
+        return True
+    import jax
+
+    return jax.process_index() == 0
+
+
+def wait_for_all(name: str) -> None:
+    """Waits until every process is here."""
+    if process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)
+
+
+@contextlib.contextmanager
+def on_host(variables: Any) -> Iterator[None]:
+    """Within the block variables that are spread over processes can be read.
+
+    Every process must enter it.
+    """
+    if process_count() == 1:
+        yield
+        return
+    import jax
+
+    # Not on an accelerator: together they may be larger than one.
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        whole = [(v, fetched(v.value)) for v in variables]
+        with keras.StatelessScope(state_mapping=whole):
+            yield
