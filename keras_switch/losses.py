@@ -85,9 +85,57 @@ def importance_loss(gate: Any, expert_index: Any, num_experts: int) -> Any:
     experts = ops.arange(num_experts, dtype="int32")
     chosen = ops.expand_dims(ops.cast(expert_index, "int32"), -1) == experts
     kept = ops.where(chosen, ops.expand_dims(gate, -1), 0.0)  # [G, M, E]
-    importance = ops.sum(kept, axis=(0, 1))  # [E]
-    mean = ops.mean(importance)
-    variance = ops.mean(ops.square(importance - mean))
+    return _squared_variation(ops.sum(kept, axis=(0, 1)))
+
+
+def load_loss(
+    clean_logits: Any,
+    noisy_logits: Any,
+    deviation: Any,
+    k: int,
+    padding_mask: Any = None,
+) -> Any:
+    """Load loss: the squared coefficient of variation of smooth loads.
+
+    An expert's smooth load is the sum over tokens of the probability that it
+    were among the token's `k` if its own noise were drawn again: `Phi((clean -
+    threshold) / deviation)`, where the threshold is the `k`-th highest noisy
+    logit of the others. Unlike a count of tokens it has a gradient.
+
+    Args:
+        clean_logits: float `[G, S, E]`, without noise.
+        noisy_logits: float `[G, S, E]`, `clean_logits` plus `deviation` times
+            what was drawn.
+        deviation: float `[G, S, E]`, above 0, of the noise.
+        k: int, below `E`, experts of a token.
+        padding_mask: optional `[G, S]`, nonzero for real tokens.
+
+    Returns:
+        float32 scalar in `[0, num_experts - 1]`; 0 where there is no token.
+
+    Reference: Shazeer et al. 2017 (arXiv 1701.06538), appendix A, equations
+    8 to 11.
+    """
+    mask = _real(noisy_logits, padding_mask)  # [G, S, 1]
+    clean, noisy, deviation = (
+        ops.where(mask, ops.cast(values, "float32"), 1.0)
+        for values in (clean_logits, noisy_logits, deviation)
+    )
+    ranked = ops.flip(ops.sort(noisy, axis=-1), axis=-1)
+    last, next_one = ranked[:, :, k - 1 : k], ranked[:, :, k : k + 1]
+    # Without one of the k, the next one is the k-th.
+    threshold = ops.where(noisy > next_one, next_one, last)
+    # Where softplus underflows there is no noise, and no gradient of it.
+    z = (clean - threshold) / ops.maximum(deviation, 1e-6)
+    chance = 0.5 * (1.0 + ops.erf(z * 0.5**0.5))
+    chance = ops.where(mask, chance, 0.0)
+    return _squared_variation(ops.sum(chance, axis=(0, 1)))
+
+
+def _squared_variation(values: Any) -> Any:
+    """Population variance over squared mean; 0 where the mean is."""
+    mean = ops.mean(values)
+    variance = ops.mean(ops.square(values - mean))
     safe = ops.where(mean > 0, mean, 1.0)
     return ops.where(mean > 0, variance / ops.square(safe), 0.0)
 

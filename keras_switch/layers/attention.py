@@ -1,4 +1,4 @@
-"""Attention as T5 has it: relative positions, no scaling, a cache."""
+"""Attention with a cache: as T5 has it, and as decoder-only models do."""
 
 import math
 from typing import Any
@@ -7,6 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_switch.layers.rotary import check_rotary, rotate
 from keras_switch.layers.validation import check_number
 from keras_switch.ops.shared_add import shared_add
 
@@ -17,14 +18,14 @@ MASKED = -1e9
 
 @keras.saving.register_keras_serializable(package="keras_switch")
 class Attention(keras.layers.Layer):
-    """T5 multi-head attention, with an optional key-value cache.
+    """Multi-head attention, T5's by default, with an optional cache.
 
     Scores are not divided by `sqrt(key_value_dim)`: T5 folds that factor into
     the initial scale of the query kernel. Scores, mask and softmax are float32
     whatever the dtype policy. Without `context` it is self-attention, with it
     cross-attention.
 
-    A cache is a pair of keys and values, `[B, N, S, H]` each: the order that a
+    A cache is a pair of keys and values, `[B, K, S, H]` each: the order that a
     product over batch and heads reads without a copy. With `cache_update_index`
     the keys and values of this call are written from that row on; without it
     the cache is read as it is (cross-attention after the first step), and
@@ -35,6 +36,13 @@ class Attention(keras.layers.Layer):
         key_value_dim: Width of a head, `H`; free of `D / N`.
         dropout: Dropout rate of the attention weights.
         init_scale: Scale of the initial variance `init_scale / fan_in`.
+        num_key_value_heads: Heads of keys and values, `K`, each shared by
+            `N / K` consecutive heads of queries; `None`: `N`.
+        use_bias: Whether the four projections have biases.
+        scaled: Whether to divide scores by `sqrt(key_value_dim)`; the initial
+            scale then has no such factor.
+        rotary_max_wavelength: Base of rotary positions (see `rotary.rotate`);
+            `None` for none. For self-attention.
         **kwargs: `name`, `dtype` and the other arguments of `keras.Layer`.
 
     Call arguments:
@@ -44,7 +52,7 @@ class Attention(keras.layers.Layer):
             key. A query that sees none attends to all alike and stays finite.
         position_bias: optional float `[1 or B, N, T, S]`, added to the
             scores; see `RelativePositionBias`.
-        cache: optional pair of floats `[B, N, S, H]`.
+        cache: optional pair of floats `[B, K, S, H]`.
         cache_update_index: optional int, row of the cache to write at.
         training: Whether dropout acts.
 
@@ -59,7 +67,9 @@ class Attention(keras.layers.Layer):
     ```
 
     Reference:
-        [T5 (Raffel et al., 2020)](https://arxiv.org/abs/1910.10683)
+        [T5 (Raffel et al., 2020)](https://arxiv.org/abs/1910.10683);
+        [grouped queries (Ainslie et al.,
+        2023)](https://arxiv.org/abs/2305.13245)
     """
 
     def __init__(
@@ -68,6 +78,10 @@ class Attention(keras.layers.Layer):
         key_value_dim: int,
         dropout: float = 0.0,
         init_scale: float = 0.1,
+        num_key_value_heads: int | None = None,
+        use_bias: bool = False,
+        scaled: bool = False,
+        rotary_max_wavelength: float | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -75,10 +89,17 @@ class Attention(keras.layers.Layer):
         check_number("key_value_dim", key_value_dim, whole=True, at_least=1)
         check_number("dropout", dropout, at_least=0, below=1)
         check_number("init_scale", init_scale, above=0)
+        check_shared_heads(num_heads, num_key_value_heads)
+        if rotary_max_wavelength is not None:
+            check_rotary(rotary_max_wavelength, key_value_dim)
         self.num_heads = num_heads
         self.key_value_dim = key_value_dim
         self.dropout = dropout
         self.init_scale = init_scale
+        self.num_key_value_heads = num_key_value_heads or num_heads
+        self.use_bias = use_bias
+        self.scaled = scaled
+        self.rotary_max_wavelength = rotary_max_wavelength
         # The position bias must not be cast down: see MASKED.
         self.autocast = False
         self.dropout_layer = keras.layers.Dropout(
@@ -88,11 +109,12 @@ class Attention(keras.layers.Layer):
     def build(self, input_shape):
         hidden_dim = input_shape[-1]
         inner_dim = self.num_heads * self.key_value_dim
+        shared_dim = self.num_key_value_heads * self.key_value_dim
         # The query kernel carries T5's 1 / sqrt(key_value_dim).
-        scaled = hidden_dim * self.key_value_dim
-        self.query = self._dense("query", inner_dim, fan_in=scaled)
-        self.key = self._dense("key", inner_dim, fan_in=hidden_dim)
-        self.value = self._dense("value", inner_dim, fan_in=hidden_dim)
+        folded = 1 if self.scaled else self.key_value_dim
+        self.query = self._dense("query", inner_dim, hidden_dim * folded)
+        self.key = self._dense("key", shared_dim, fan_in=hidden_dim)
+        self.value = self._dense("value", shared_dim, fan_in=hidden_dim)
         self.output_dense = self._dense("output", hidden_dim, inner_dim)
         for layer in (self.query, self.key, self.value):
             layer.build(input_shape)
@@ -108,33 +130,65 @@ class Attention(keras.layers.Layer):
         cache_update_index=None,
         training=None,
     ):
+        first = 0 if cache_update_index is None else cache_update_index
         query = self._split_heads(self.query(x))  # [B, T, N, H]
+        query = self._turned(query, first)
         keys_values = cache
         if cache is None or cache_update_index is not None:
-            keys_values = self._keys_values(x if context is None else context)
+            context = x if context is None else context
+            keys_values = self._keys_values(context, first)
         if cache is not None and cache_update_index is not None:
             start = (0, 0, cache_update_index, 0)
             keys_values = tuple(
                 ops.slice_update(old, start, new)
                 for old, new in zip(cache, keys_values, strict=True)
             )
-        key, value = keys_values  # [B, N, S, H]
+        key, value = keys_values  # [B, K, S, H]
         weights = self._weights(query, key, attention_mask, position_bias)
         if training:  # A call of a layer is dear in eager decoding.
             weights = self.dropout_layer(weights, training=training)
-        y = ops.einsum("bnts,bnsh->btnh", weights, value)
+        y = self._weighted(weights, value)
         y = self.output_dense(self._merge_heads(y))  # [B, T, D]
         return y if cache is None else (y, keys_values)
 
-    def _keys_values(self, context):
-        return tuple(
-            ops.transpose(self._split_heads(dense(context)), (0, 2, 1, 3))
+    def _keys_values(self, context, first):
+        key, value = (
+            self._split_heads(dense(context))
             for dense in (self.key, self.value)
         )
+        both = (self._turned(key, first), value)
+        return tuple(ops.transpose(x, (0, 2, 1, 3)) for x in both)
+
+    def _turned(self, x, first):
+        if self.rotary_max_wavelength is None:
+            return x
+        return rotate(x, first, self.rotary_max_wavelength)
+
+    def _scores(self, query, key):
+        heads, shared = self.num_heads, self.num_key_value_heads
+        if heads == shared:
+            return ops.einsum("btnh,bnsh->bnts", query, key)
+        batch, length, _, width = ops.shape(query)
+        query = ops.reshape(
+            query, (batch, length, shared, heads // shared, width)
+        )
+        scores = ops.einsum("btkrh,bksh->bkrts", query, key)
+        return ops.reshape(scores, (batch, heads, length, ops.shape(key)[2]))
+
+    def _weighted(self, weights, value):
+        heads, shared = self.num_heads, self.num_key_value_heads
+        if heads == shared:
+            return ops.einsum("bnts,bnsh->btnh", weights, value)
+        batch, _, *lengths = ops.shape(weights)
+        weights = ops.reshape(
+            weights, (batch, shared, heads // shared, *lengths)
+        )
+        return ops.einsum("bkrts,bksh->btkrh", weights, value)
 
     def _weights(self, query, key, attention_mask, position_bias):
-        scores = ops.einsum("btnh,bnsh->bnts", query, key)
-        scores = ops.cast(scores, "float32")
+        scores = ops.cast(self._scores(query, key), "float32")
+        if self.scaled:
+            scores = scores * self.key_value_dim**-0.5
         if position_bias is not None:
             scores = shared_add(scores, ops.cast(position_bias, "float32"))
         if attention_mask is not None:
@@ -144,8 +198,8 @@ class Attention(keras.layers.Layer):
         return ops.cast(weights, self.compute_dtype)  # [B, N, T, S]
 
     def _split_heads(self, x):
-        shape = (*ops.shape(x)[:2], self.num_heads, self.key_value_dim)
-        return ops.reshape(x, shape)
+        heads = x.shape[-1] // self.key_value_dim
+        return ops.reshape(x, (*ops.shape(x)[:2], heads, self.key_value_dim))
 
     def _merge_heads(self, x):
         inner_dim = self.num_heads * self.key_value_dim
@@ -154,7 +208,7 @@ class Attention(keras.layers.Layer):
     def _dense(self, name, units, fan_in):
         return keras.layers.Dense(
             units,
-            use_bias=False,
+            use_bias=self.use_bias,
             kernel_initializer=keras.initializers.TruncatedNormal(
                 stddev=math.sqrt(self.init_scale / fan_in)
             ),
@@ -182,7 +236,27 @@ class Attention(keras.layers.Layer):
             "key_value_dim": self.key_value_dim,
             "dropout": self.dropout,
             "init_scale": self.init_scale,
+            "num_key_value_heads": self.num_key_value_heads,
+            "use_bias": self.use_bias,
+            "scaled": self.scaled,
+            "rotary_max_wavelength": self.rotary_max_wavelength,
         }
+
+
+def check_shared_heads(heads: int, shared: int | None) -> None:
+    """Refuses heads of queries that heads of keys cannot share evenly.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    if shared is None:
+        return
+    check_number("num_key_value_heads", shared, whole=True, at_least=1)
+    if heads % shared:
+        raise ValueError(
+            "num_heads must be a multiple of num_key_value_heads; received "
+            f"num_heads={heads}, num_key_value_heads={shared}."
+        )
 
 
 @keras.saving.register_keras_serializable(package="keras_switch")

@@ -14,7 +14,7 @@ from typing import Any
 
 from keras import ops
 
-from keras_switch.layers.routing import RouterIndices
+from keras_switch.layers.routes import RouterIndices, RouterMask
 from keras_switch.ops import indexing
 
 
@@ -43,7 +43,9 @@ class EinsumDispatch:
         gate = ops.reshape(routes.gate, ops.shape(routes.gate) + (1, 1))
         # The gate of an edge without a slot may be anything: no product.
         weight = ops.where(where > 0, gate, 0.0)
-        token = _is(routes.token_index, tokens)  # [G, M, S]
+        token = None
+        if choices is None:  # edges lie in any order
+            token = _is(routes.token_index, tokens)  # [G, M, S]
         self.mask = _by_token(where, token, choices)  # [G, S, E, C]
         self.weight = _by_token(weight, token, choices)
 
@@ -69,6 +71,24 @@ class EinsumDispatch:
 
     def _sum(self, weight, rows):
         return ops.einsum("gsec,gecd->gsd", weight, rows)
+
+
+class SoftDispatch:
+    """Dispatch of mixtures: `RouterMask` says of what."""
+
+    def __init__(self, routes: RouterMask) -> None:
+        self.routes = routes
+
+    def dispatch(self, tokens: Any) -> Any:
+        """`[G, S, D]` -> `[G, E, P, D]`."""
+        weight = ops.cast(self.routes.dispatch, tokens.dtype)
+        return ops.einsum("gsep,gsd->gepd", weight, tokens)
+
+    def combine(self, outputs: Any) -> Any:
+        """`[G, E, P, D]` -> `[G, S, D]`."""
+        rows = ops.cast(outputs, "float32")
+        total = ops.einsum("gsep,gepd->gsd", self.routes.combine, rows)
+        return ops.cast(total, outputs.dtype)
 
 
 class GatherDispatch:
@@ -131,6 +151,43 @@ class GatherDispatch:
             weighted, self.routes.token_index, self.tokens
         )
         return ops.cast(total, outputs.dtype)
+
+
+class GroupedGatherDispatch:
+    """`GatherDispatch` that leaves each group by itself, since groups lie on
+    different devices: buffers are `[G, E, C, D]`. Tokens chose."""
+
+    def __init__(
+        self,
+        routes: RouterIndices,
+        tokens: Any,
+        num_experts: int,
+        capacity: Any,
+        choices: int,
+    ) -> None:
+        self.choices = choices
+        self.shape = (ops.shape(routes.gate)[0], num_experts, capacity)
+        slots = num_experts * capacity
+        kept = ops.logical_and(
+            routes.expert_index < num_experts, routes.slot_index < capacity
+        )
+        slot = routes.expert_index * capacity + routes.slot_index
+        slot = ops.where(kept, slot, slots)
+        self.rows = indexing.row_map(slot, slots)
+        self.gate = routes.gate
+
+    def dispatch(self, tokens: Any) -> Any:
+        """`[G, S, D]` -> `[G, E, C, D]`."""
+        rows = indexing.dispatch_rows(tokens, self.rows, self.choices)
+        return ops.reshape(rows, (*self.shape, ops.shape(tokens)[-1]))
+
+    def combine(self, outputs: Any) -> Any:
+        """`[G, E, C, D]` -> `[G, S, D]`."""
+        groups, experts, capacity, width = ops.shape(outputs)
+        outputs = ops.reshape(outputs, (groups, experts * capacity, width))
+        return indexing.combine_rows(
+            outputs, self.gate, self.rows, self.choices
+        )
 
 
 class DroplessDispatch:
@@ -228,7 +285,7 @@ def _is(index: Any, size: Any) -> Any:
     return ops.cast(ops.expand_dims(index, -1) == places, "float32")
 
 
-def _by_token(edges: Any, token: Any, choices: int | None) -> Any:
+def _by_token(edges: Any, token: Any | None, choices: int | None) -> Any:
     """`[G, M, E, C]` summed by token: `[G, S, E, C]`."""
     if choices is None:
         return ops.einsum("gms,gmec->gsec", token, edges)

@@ -11,7 +11,7 @@ GATED = "gated-"
 
 @keras.saving.register_keras_serializable(package="keras_switch")
 class FeedForward(keras.layers.Layer):
-    """Position-wise feed-forward without biases: `act(x wi) wo`.
+    """Position-wise feed-forward, by default without biases: `act(x wi) wo`.
 
     With a gated activation, `act(x wi_0) * (x wi_1)` takes the place of
     `act(x wi)`.
@@ -22,6 +22,7 @@ class FeedForward(keras.layers.Layer):
         dropout: float in `[0, 1)`, after the activation.
         init_scale: float; kernels are truncated normal with standard
             deviation `sqrt(init_scale / fan_in)`.
+        use_bias: bool, whether each product is followed by a bias.
 
     Call arguments:
         x: `[..., D]`.
@@ -40,6 +41,7 @@ class FeedForward(keras.layers.Layer):
         activation: str = "relu",
         dropout: float = 0.0,
         init_scale: float = 0.1,
+        use_bias: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -50,6 +52,7 @@ class FeedForward(keras.layers.Layer):
         self.activation = activation
         self.dropout = dropout
         self.init_scale = init_scale
+        self.use_bias = use_bias
         self._activation = get_activation(activation)
         self._dropout = keras.layers.Dropout(dropout, dtype=self.dtype_policy)
 
@@ -65,7 +68,7 @@ class FeedForward(keras.layers.Layer):
     def _dense(self, name: str, units: int, fan_in: int) -> Any:
         layer = keras.layers.Dense(
             units,
-            use_bias=False,
+            use_bias=self.use_bias,
             kernel_initializer=initializer(self.init_scale, fan_in),
             dtype=self.dtype_policy,
             name=name,
@@ -88,6 +91,7 @@ class FeedForward(keras.layers.Layer):
             "activation": self.activation,
             "dropout": self.dropout,
             "init_scale": self.init_scale,
+            "use_bias": self.use_bias,
         }
 
 

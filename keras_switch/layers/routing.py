@@ -1,30 +1,22 @@
 """Routers: they decide which expert a token goes to, and move nothing."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 from keras import ops
 
 from keras_switch import losses
+from keras_switch.layers.routes import (
+    RouterIndices,
+    choice_major,
+    gather_probs,
+)
 from keras_switch.layers.routing_stats import RoutingStats
 from keras_switch.layers.validation import check_choice, check_number
 from keras_switch.ops.indexing import queue_positions
 from keras_switch.ops.matmul import matmul_rows
 
 EXPLORATIONS = ("argmax", "input_jitter", "input_dropout", "sample")
-
-
-class RouterIndices(NamedTuple):
-    """Where each token goes: a list of edges, first choices first.
-
-    Every field is `[G, M]`. An edge is dropped where `slot_index` is at least
-    the capacity, so the routing before and after capacity can both be read.
-    """
-
-    token_index: Any  # int32, row of the group
-    expert_index: Any  # int32, the expert wanted; num_experts = nowhere
-    slot_index: Any  # int32, place in that expert's queue
-    gate: Any  # float32, what the expert's output is multiplied by
 
 
 @keras.saving.register_keras_serializable(package="keras_switch")
@@ -79,6 +71,7 @@ class Router(keras.layers.Layer):
         record: whether to write the statistics.
         quota: int32 `[G]`, for routers in which experts choose: how many
             tokens an expert takes, at most `capacity`.
+        token_ids: int `[G, S]`, for routers that look up tokens.
 
     Returns:
         `RouterIndices`.
@@ -87,8 +80,22 @@ class Router(keras.layers.Layer):
     and appendix C.
     """
 
-    causal = True  # no token's route depends on later tokens
     num_choices = 1  # edges of a token; None where it may be any number
+    needs_token_ids = False
+    # Names of the arguments that make up a config.
+    settings: tuple[str, ...] = (
+        "num_experts",
+        "exploration",
+        "jitter",
+        "input_dropout",
+        "temperature",
+        "batch_prioritized",
+        "load_balancing_loss_weight",
+        "z_loss_weight",
+        "importance_loss_weight",
+        "init_scale",
+        "seed",
+    )
 
     def __init__(
         self,
@@ -132,23 +139,49 @@ class Router(keras.layers.Layer):
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.stats = RoutingStats(name="routing_stats", dtype=self.dtype_policy)
 
+    @property
+    def causal(self) -> bool:
+        """Whether no token's route depends on later tokens."""
+        return not self.batch_prioritized
+
+    @classmethod
+    def _refuse_settings(cls, kwargs):
+        """Refuses arguments of `Router` that a subclass has no use for."""
+        useless = set(Router.settings) & set(kwargs)
+        if useless:
+            raise ValueError(
+                f"{cls.__name__} has no argument {', '.join(sorted(useless))}; "
+                f"it takes {', '.join(cls.settings)}."
+            )
+
     def build(self, tokens_shape: tuple) -> None:
         if self.num_experts is None:
             raise ValueError("num_experts must be given; received None.")
-        width = tokens_shape[-1]
+        self._make_weights(tokens_shape[-1])
+        self.stats.build(None)
+        self.built = True
+
+    def _make_weights(self, width):
+        self.kernel = self._make_kernel("kernel", width)
+
+    def _make_kernel(self, name, width, initializer=None, trainable=True):
         # A weight of its own in float32, not a Dense: quantization and
         # autocasting must leave the router alone.
-        self.kernel = self.add_weight(
-            name="kernel",
+        return self.add_weight(
+            name=name,
             shape=(width, self.num_experts),
-            initializer=keras.initializers.TruncatedNormal(
+            initializer=initializer
+            or keras.initializers.TruncatedNormal(
                 stddev=(self.init_scale / width) ** 0.5
             ),
             dtype="float32",
+            trainable=trainable,
             autocast=False,
         )
-        self.stats.build(None)
-        self.built = True
+
+    def trainable_shapes(self, width: int) -> dict[str, tuple[int, ...]]:
+        """Shapes of its trainable weights by name, for tokens of a width."""
+        return {"kernel": (width, self.num_experts)}
 
     def call(
         self,
@@ -158,20 +191,26 @@ class Router(keras.layers.Layer):
         training=None,
         quota=None,
         record=True,
+        token_ids=None,
     ):
-        logits = self._logits(tokens, training)  # [G, S, E]
+        if self.needs_token_ids:
+            logits = self._look_up(token_ids)
+        else:
+            logits = self._logits(tokens, training)  # [G, S, E]
         finite = ops.all(ops.isfinite(logits), axis=-1)  # [G, S]
         valid = finite
         if padding_mask is not None:
             valid = ops.logical_and(finite, padding_mask)
         logits = ops.where(ops.expand_dims(valid, -1), logits, 0.0)
-        probs = _softmax(logits)
-        scores = self._scores(logits, probs, training)
+        gates = self._probs(logits)
+        scores = self._scores(logits, gates, training)
         limit = capacity if quota is None else quota
-        routes = self.route(probs, scores, valid, capacity, limit, training)
+        routes = self.route(gates, scores, valid, capacity, limit, training)
+        probs = self._shares(gates)
         first = self._first_choices(probs, routes)  # [G, S]
         if training:
-            self._add_losses(logits, probs, routes, first, valid)
+            self._add_losses(tokens, logits, probs, routes, first, valid)
+            self._learn(routes)
         if record:
             dropped = self._dropped_fraction(routes, capacity, valid)
             self.stats(
@@ -217,14 +256,20 @@ class Router(keras.layers.Layer):
             ops.expand_dims(valid, -1), expert_index, self.num_experts
         )
         tokens, choices = ops.shape(probs)[1], expert_index.shape[-1]
-        expert_index = _choice_major(expert_index)  # [G, M]
-        gate = _choice_major(ops.cast(gate, "float32"))
+        expert_index = choice_major(expert_index)  # [G, M]
+        gate = choice_major(ops.cast(gate, "float32"))
         slot_index = self._queue(expert_index, probs, choices)
         places = ops.tile(ops.arange(tokens, dtype="int32"), (choices,))
         token_index = ops.broadcast_to(
             ops.expand_dims(places, 0), ops.shape(expert_index)
         )
         return RouterIndices(token_index, expert_index, slot_index, gate)
+
+    def routes_spec(self) -> RouterIndices:
+        """What a symbolic call returns."""
+        edges = (None, None)
+        index = [keras.KerasTensor(edges, dtype="int32") for _ in range(3)]
+        return RouterIndices(*index, keras.KerasTensor(edges, "float32"))
 
     def _logits(self, tokens, training):
         inputs = ops.cast(tokens, "float32")
@@ -242,6 +287,14 @@ class Router(keras.layers.Layer):
                 inputs, self.input_dropout, seed=self.seed_generator
             )
         return matmul_rows(inputs, ops.convert_to_tensor(self.kernel))
+
+    def _probs(self, logits):
+        """What `choose` is given: the gates of all experts."""
+        return _softmax(logits)
+
+    def _shares(self, gates):
+        """What losses and statistics are of: it sums to 1."""
+        return gates
 
     def _scores(self, logits, probs, training):
         if not (training and self.exploration == "sample"):
@@ -298,7 +351,8 @@ class Router(keras.layers.Layer):
         lost, wanted = ops.cast(lost, "float32"), ops.cast(wanted, "float32")
         return ops.sum(lost) / ops.maximum(ops.sum(wanted), 1.0)
 
-    def _add_losses(self, logits, probs, routes, first, valid):
+    def _add_losses(self, tokens, logits, probs, routes, first, valid):
+        del tokens
         if self.load_balancing_loss_weight:
             loss = losses.load_balancing_loss(probs, first, valid)
             self.add_loss(self.load_balancing_loss_weight * loss)
@@ -311,21 +365,12 @@ class Router(keras.layers.Layer):
             )
             self.add_loss(self.importance_loss_weight * loss)
 
+    def _learn(self, routes):
+        """Changes, in training, what no gradient does."""
+
     def get_config(self) -> dict:
-        names = (
-            "num_experts",
-            "exploration",
-            "jitter",
-            "input_dropout",
-            "temperature",
-            "batch_prioritized",
-            "load_balancing_loss_weight",
-            "z_loss_weight",
-            "importance_loss_weight",
-            "init_scale",
-            "seed",
-        )
-        return super().get_config() | {n: getattr(self, n) for n in names}
+        own = {name: getattr(self, name) for name in self.settings}
+        return super().get_config() | own
 
 
 @keras.saving.register_keras_serializable(package="keras_switch")
@@ -348,43 +393,8 @@ class SwitchRouter(Router):
         return best, gather_probs(probs, best)
 
 
-def gather_probs(probs: Any, expert_index: Any) -> Any:
-    """The probability of each chosen expert.
-
-    Args:
-        probs: `[G, S, E]`.
-        expert_index: int `[G, S, K]`; `E` for none.
-
-    Returns:
-        `[G, S, K]`; 0 for none.
-    """
-    # A masked sum: exact, and its gradient needs no scatter.
-    experts = ops.arange(probs.shape[-1], dtype="int32")
-    parts = [
-        ops.sum(
-            ops.where(
-                ops.cast(expert_index[:, :, k : k + 1], "int32") == experts,
-                probs,
-                0.0,
-            ),
-            axis=-1,
-        )
-        for k in range(expert_index.shape[-1])
-    ]
-    return ops.stack(parts, axis=-1)
-
-
 def _softmax(logits: Any) -> Any:
     # Keras warns of a softmax over one expert, which is always 1.
     if logits.shape[-1] == 1:
         return ops.ones_like(logits)
     return ops.softmax(logits, axis=-1)
-
-
-def _choice_major(values: Any) -> Any:
-    """`[G, S, K]` -> `[G, K * S]`."""
-    groups, tokens, choices = ops.shape(values)
-    if choices == 1:
-        return values[:, :, 0]
-    values = ops.transpose(values, (0, 2, 1))
-    return ops.reshape(values, (groups, choices * tokens))

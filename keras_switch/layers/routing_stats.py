@@ -60,7 +60,7 @@ class RoutingStats(keras.layers.Layer):
         # logits, probs [G, S, E]; expert_index [G, M]; first, valid [G, S]
         real = ops.cast(valid, "float32")  # [G, S]
         count = ops.sum(real)
-        load = _load(expert_index, probs.shape[-1])
+        load = load_of(expert_index, probs.shape[-1])
         statistics = (
             dropped,
             _max_mean_load(load),
@@ -91,7 +91,8 @@ def _entropy(probs: Any) -> Any:
     return -ops.sum(probs * ops.log(ops.maximum(probs, 1e-30)), axis=-1)
 
 
-def _load(expert_index: Any, experts: int) -> Any:
+def load_of(expert_index: Any, experts: int) -> Any:
+    """Edges of each expert, before capacity: `[G, M]` -> float32 `[E]`."""
     ids = ops.arange(experts, dtype="int32")
     mine = ops.expand_dims(expert_index, -1) == ids  # [G, M, E]
     return ops.sum(ops.cast(mine, "float32"), axis=(0, 1))  # [E]

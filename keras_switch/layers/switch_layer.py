@@ -5,28 +5,20 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_switch.layers.capacity import Capacity, larger, slots_of, smaller
-from keras_switch.layers.dispatch import (
-    DroplessDispatch,
-    EinsumDispatch,
-    GatherDispatch,
-    RowDispatch,
-)
+from keras_switch.layers.capacity import Capacity, slots_of, smaller
 from keras_switch.layers.experts import Experts
-from keras_switch.layers.feed_forward import get_activation
+from keras_switch.layers.feed_forward import FeedForward, get_activation
+from keras_switch.layers.grouping import group, ungroup
 from keras_switch.layers.routers import get_router
-from keras_switch.layers.routing import RouterIndices
+from keras_switch.layers.routes import RouterIndices
+from keras_switch.layers.transfer import DISPATCHES, transfer
 from keras_switch.layers.validation import (
     check_choice,
     check_number,
     check_rank,
+    checked_ids,
     checked_mask,
 )
-from keras_switch.ops import row_matmul
-from keras_switch.ops.indexing import static_size
-
-CAPACITY_DISPATCHES = {"einsum": EinsumDispatch, "gather": GatherDispatch}
-DISPATCHES = (*CAPACITY_DISPATCHES, "dropless")
 
 
 @keras.saving.register_keras_serializable(package="keras_switch")
@@ -48,8 +40,9 @@ class SwitchLayer(keras.layers.Layer):
     Args:
         num_experts: int, at least 1.
         intermediate_dim: int, hidden width of each expert, `F`.
-        router: `"switch"` (top-1), `"top_k"`, `"expert_choice"`, or a
-            `keras_switch.Router`, of which the layer makes its own copy.
+        router: `"switch"` (top-1), `"top_k"`, or another name of
+            `docs/routers.md`; or a `keras_switch.Router`, of which the layer
+            makes its own copy.
         dispatch: how tokens travel in training: `"gather"`, `"einsum"`, or
             `"dropless"`, without a capacity. All give the same result.
         capacity_factor: float above 0. Capacity is
@@ -63,13 +56,20 @@ class SwitchLayer(keras.layers.Layer):
             in training and in evaluation, in place of both factors.
             Checkpoints of `transformers` call it `expert_capacity`.
         group_size: `None` for groups of one sequence; or int, tokens of a
-            group taken from the flattened batch.
+            group taken from the flattened batch. Over a mesh no group is of
+            two devices: it has at most the tokens of one.
         activation: a Keras activation, or `"gated-"` and one.
         dropout: float in `[0, 1)`, after the experts' activation.
         expert_dropout: optional float, takes the place of `dropout` here
             (the paper fine-tunes with 0.4 here and 0.1 elsewhere).
         init_scale: float; kernels are truncated normal with standard deviation
             `sqrt(init_scale / fan_in)`.
+        use_bias: bool, whether the experts' products have biases.
+        num_shared_experts: int, at least 0. Experts that every token goes to
+            besides those of its routes, with a gate of 1 and never dropped:
+            together one dense feed-forward of so many times
+            `intermediate_dim`, whose output is added (DeepSeekMoE, arXiv
+            2401.06066, section 3.2).
 
     Call arguments:
         x: `[B, T, D]`.
@@ -78,10 +78,12 @@ class SwitchLayer(keras.layers.Layer):
         training: bool.
         return_routing: bool, to return the routes too.
         record: bool, whether to write `routing_stats`. A decode step does not.
+        token_ids: optional int `[B, T]`, for a router that looks up tokens.
 
     Returns:
-        `[B, T, D]`; with `return_routing`, also `RouterIndices`. The output of
-        a token that is not finite is NaN, and no other token's is touched.
+        `[B, T, D]`; with `return_routing`, also `RouterIndices` (or
+        `RouterMask`). The output of a token that is not finite is NaN, and no
+        other token's is touched.
 
     Raises:
         ValueError: for arguments out of range, an input that is not rank 3, or
@@ -115,6 +117,8 @@ class SwitchLayer(keras.layers.Layer):
         dropout: float = 0.0,
         expert_dropout: float | None = None,
         init_scale: float = 0.1,
+        use_bias: bool = False,
+        num_shared_experts: int = 0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -135,6 +139,8 @@ class SwitchLayer(keras.layers.Layer):
         if expert_dropout is not None:
             check_number("expert_dropout", expert_dropout, at_least=0, below=1)
         check_number("init_scale", init_scale, above=0)
+        name = "num_shared_experts"
+        check_number(name, num_shared_experts, True, at_least=0)
         self.num_experts = num_experts
         self.intermediate_dim = intermediate_dim
         self.dispatch = dispatch
@@ -147,6 +153,8 @@ class SwitchLayer(keras.layers.Layer):
         self.dropout = dropout
         self.expert_dropout = expert_dropout
         self.init_scale = init_scale
+        self.use_bias = use_bias
+        self.num_shared_experts = num_shared_experts
         self._make_sublayers(router)
 
     def _make_sublayers(self, router):
@@ -160,15 +168,25 @@ class SwitchLayer(keras.layers.Layer):
                 "dispatch='dropless'."
             )
         rate = self.expert_dropout
+        arguments = {
+            "activation": self.activation,
+            "dropout": self.dropout if rate is None else rate,
+            "init_scale": self.init_scale,
+            "use_bias": self.use_bias,
+            "dtype": self.dtype_policy,
+        }
+        width = self.intermediate_dim
         self.experts = Experts(
-            self.num_experts,
-            self.intermediate_dim,
-            activation=self.activation,
-            dropout=self.dropout if rate is None else rate,
-            init_scale=self.init_scale,
-            dtype=self.dtype_policy,
-            name="experts",
+            self.num_experts, width, name="experts", **arguments
         )
+        if self.num_shared_experts:
+            # Not "shared_experts": patterns of paths that mean the bank of
+            # experts, such as the optimizer's "experts/", must not find it.
+            self.shared_expert = FeedForward(
+                self.num_shared_experts * width,
+                name="shared_expert",
+                **arguments,
+            )
 
     @property
     def routing_stats(self) -> Any:
@@ -197,6 +215,8 @@ class SwitchLayer(keras.layers.Layer):
         self.hidden_dim = x_shape[-1]
         self.router.build(x_shape)
         self.experts.build(x_shape)
+        if self.num_shared_experts:
+            self.shared_expert.build(x_shape)
         self.built = True
 
     def call(
@@ -206,12 +226,17 @@ class SwitchLayer(keras.layers.Layer):
         training=None,
         return_routing=False,
         record=True,
+        token_ids=None,
     ):
         self._check_input(x.shape)
         padding_mask = checked_mask(padding_mask, x)
+        token_ids = self._checked_ids(token_ids, x)
         if 0 in tuple(x.shape):
-            return _nothing(x, return_routing)
-        tokens, mask = self._group(x, padding_mask)
+            return (x, self._no_routes(x)) if return_routing else x
+        tokens, mask, token_ids = (
+            None if values is None else group(values, x, self.group_size)
+            for values in (x, padding_mask, token_ids)
+        )
         tokens, valid, poisoned = _set_aside_poisoned(tokens, mask)
         capacity = self.capacity_for(tokens, valid, training)
         routes = self.router(
@@ -221,16 +246,25 @@ class SwitchLayer(keras.layers.Layer):
             quota=capacity.quota,
             training=training,
             record=record,
+            token_ids=token_ids,
         )
         if self.router.num_choices:
             # Finite tokens whose logits are not.
             lost = ops.isnan(routes.gate[:, : ops.shape(tokens)[1]])
             poisoned = ops.logical_or(poisoned, lost)
-        outputs = self._run(tokens, routes, capacity.slots, training)
+        outputs = transfer(self, tokens, routes, capacity.slots, training)
+        if self.num_shared_experts:
+            outputs = outputs + self._shared(tokens, valid, training)
         nan = ops.cast(float("nan"), outputs.dtype)
         outputs = ops.where(ops.expand_dims(poisoned, -1), nan, outputs)
-        y = self._ungroup(outputs, x)  # [B, T, D]
+        y = ungroup(outputs, x, self.group_size)  # [B, T, D]
         return (y, routes) if return_routing else y
+
+    def _shared(self, tokens, valid, training):
+        """What the shared experts add: 0 for tokens that take no part."""
+        outputs = self.shared_expert(tokens, training=training)
+        zero = ops.zeros((), outputs.dtype)
+        return ops.where(ops.expand_dims(valid, -1), outputs, zero)
 
     def _check_input(self, shape):
         check_rank(shape)
@@ -240,57 +274,21 @@ class SwitchLayer(keras.layers.Layer):
                 f"the layer was built; received shape {tuple(shape)}."
             )
 
-    def _run(self, tokens, routes, capacity, training):
-        size, choices = ops.shape(tokens)[1], self.router.num_choices
-        dropless = capacity is None and not self.experts.quantized
-        if dropless and static_size(size) == 1 and not training:
-            step = RowDispatch(routes, self.num_experts)
-            if row_matmul.serves(step.expert_index.shape[0], self.num_experts):
-                outputs = self.experts(
-                    step.dispatch(tokens), expert_index=step.expert_index
-                )
-                return step.combine(outputs)
-        if dropless:
-            rows = DroplessDispatch(routes, size, self.num_experts, choices)
-            outputs = self.experts(
-                rows.dispatch(tokens), sizes=rows.sizes, training=training
-            )
-            return rows.combine(outputs)
-        # Quantized kernels have no grouped product: a buffer that holds the
-        # whole group drops nothing.
-        capacity = size if capacity is None else capacity
-        kind = CAPACITY_DISPATCHES.get(self.dispatch, GatherDispatch)
-        buffers = kind(routes, size, self.num_experts, capacity, choices)
-        outputs = self.experts(buffers.dispatch(tokens), training=training)
-        return buffers.combine(outputs)
+    def _no_routes(self, x):
+        """What comes of an empty batch: no edge, or a mask of nothing."""
+        spec = self.router.routes_spec()
+        if isinstance(spec, RouterIndices):
+            shapes = [(x.shape[0], 0)] * 4
+        else:
+            shapes = [(*x.shape[:2], *field.shape[2:]) for field in spec]
+        fields = zip(shapes, spec, strict=True)
+        return type(spec)(*(ops.zeros(s, field.dtype) for s, field in fields))
 
-    def _group(self, x, padding_mask):
-        """`[B, T, D]` -> `[G, S, D]`, and the mask `[G, S]`."""
-        batch, length, width = ops.shape(x)
-        if self.group_size is None:
-            return x, padding_mask
-        total = batch * length
-        size = larger(smaller(self.group_size, total), 1)
-        groups = (total + size - 1) // size
-        # The last group is filled up with padding.
-        extra = groups * size - total
-        tokens = ops.reshape(x, (total, width))
-        mask = ops.reshape(padding_mask, (total,))
-        tokens = ops.concatenate(
-            [tokens, ops.zeros((extra, width), dtype=tokens.dtype)]
-        )
-        mask = ops.concatenate([mask, ops.zeros((extra,), dtype="bool")])
-        shape = (groups, size)
-        return ops.reshape(tokens, shape + (width,)), ops.reshape(mask, shape)
-
-    def _ungroup(self, outputs, x):
-        """`[G, S, D]` -> `[B, T, D]`."""
-        if self.group_size is None:
-            return outputs
-        batch, length, width = ops.shape(x)
-        groups, size, _ = ops.shape(outputs)
-        flat = ops.reshape(outputs, (groups * size, width))
-        return ops.reshape(flat[: batch * length], (batch, length, width))
+    def _checked_ids(self, token_ids, x):
+        """`None` where the router does not ask for them."""
+        if not self.router.needs_token_ids:
+            return None
+        return checked_ids(token_ids, x, type(self.router).__name__)
 
     def capacity_for(self, tokens: Any, valid: Any, training: Any) -> Capacity:
         """The room of each expert for groups of tokens.
@@ -332,16 +330,13 @@ class SwitchLayer(keras.layers.Layer):
         training=None,
         return_routing=False,
         record=True,
+        token_ids=None,
     ):
         self._check_input(x.shape)
         checked_mask(padding_mask, x)
+        self._checked_ids(token_ids, x)
         y = keras.KerasTensor(x.shape, dtype=self.compute_dtype)
-        if not return_routing:
-            return y
-        edges = (None, None)
-        index = [keras.KerasTensor(edges, dtype="int32") for _ in range(3)]
-        gate = keras.KerasTensor(edges, dtype="float32")
-        return y, RouterIndices(*index, gate)
+        return (y, self.router.routes_spec()) if return_routing else y
 
     def get_config(self) -> dict:
         names = (
@@ -357,6 +352,8 @@ class SwitchLayer(keras.layers.Layer):
             "dropout",
             "expert_dropout",
             "init_scale",
+            "use_bias",
+            "num_shared_experts",
         )
         config = {name: getattr(self, name) for name in names}
         router = keras.saving.serialize_keras_object(self.router)
@@ -370,15 +367,6 @@ def _check_has_capacity(dispatch: str) -> None:
             "capacity must be None with dispatch='dropless', which has none; "
             "received both."
         )
-
-
-def _nothing(x: Any, return_routing: bool) -> Any:
-    """What comes out of an empty batch: nothing, and no edge."""
-    if not return_routing:
-        return x
-    index = ops.zeros((x.shape[0], 0), dtype="int32")
-    gate = ops.zeros((x.shape[0], 0), dtype="float32")
-    return x, RouterIndices(index, index, index, gate)
 
 
 def _set_aside_poisoned(tokens: Any, mask: Any) -> tuple[Any, Any, Any]:

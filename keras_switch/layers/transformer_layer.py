@@ -1,4 +1,4 @@
-"""The block of a T5 encoder or decoder, around any feed-forward."""
+"""The block of an encoder or decoder, around any feed-forward."""
 
 import inspect
 from typing import Any
@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from keras_switch.layers.attention import Attention, segment_mask
-from keras_switch.layers.normalization import RMSNorm
+from keras_switch.layers.normalization import make_norm
 from keras_switch.layers.validation import check_causal
 
 
@@ -16,14 +16,16 @@ class TransformerLayer(keras.layers.Layer):
     """A pre-norm Transformer block whose feed-forward is handed in.
 
     `x += attention(norm(x))` for self-attention, then for cross-attention if
-    there is one, then `x += feed_forward(norm(x))`. Whether the block is
+    there is one, then `x += feed_forward(norm(x))`, and once more with
+    `extra_feed_forward` if that is given. Whether the block is
     sparse or dense is the business of `feed_forward` alone: a `SwitchLayer`, a
     `FeedForward` or any layer from `[B, T, D]` to `[B, T, D]`. It is given
-    `padding_mask` if its `call` takes one, and `record=False` with a cache if
-    it takes that.
+    `padding_mask` and `token_ids` if its `call` takes them, and `record=False`
+    with a cache if it takes that.
 
     The causal mask of a decoder is not made here: it comes with
-    `position_bias`, from `RelativePositionBias(bidirectional=False)`.
+    `position_bias`, from `RelativePositionBias(bidirectional=False)` or
+    `CausalBias`. By default the block is T5's.
 
     Args:
         feed_forward: An unbuilt layer `[B, T, D] -> [B, T, D]`.
@@ -35,6 +37,13 @@ class TransformerLayer(keras.layers.Layer):
             before it is added to the residual.
         layer_norm_epsilon: Epsilon of the norms.
         init_scale: Scale of the initial variance of the attention kernels.
+        norm: `"rms"` or `"layer"`.
+        num_key_value_heads, use_bias, scaled, rotary_max_wavelength: of
+            self-attention, and but for the last of cross-attention too; see
+            `Attention`.
+        extra_feed_forward: An unbuilt dense layer `[B, T, D] -> [B, T, D]`, or
+            `None`. It comes last, with a norm and a residual of its own, as in
+            ST-MoE beside a sparse `feed_forward`.
         **kwargs: `name`, `dtype` and the other arguments of `keras.Layer`.
 
     Call arguments:
@@ -46,10 +55,12 @@ class TransformerLayer(keras.layers.Layer):
             it out to reuse the cross-attention keys and values of `cache`.
         encoder_padding_mask: optional int `[B, S]`.
         cache: optional pair of self- and cross-attention caches, each a
-            pair `[B, N, S, H]`. With it, pass `padding_mask` only if `x` fills
+            pair `[B, K, S, H]`; `()` for the second without
+            `cross_attention`. With it, pass `padding_mask` only if `x` fills
             the cache.
         cache_update_index: int, row of the self-attention cache to write at.
         training: Whether dropout, and the router's exploration, act.
+        token_ids: optional int `[B, T]`, for a router that looks up tokens.
 
     Returns:
         `[B, T, D]`, or a pair of it and the caches if `cache` was given.
@@ -75,14 +86,18 @@ class TransformerLayer(keras.layers.Layer):
         dropout: float = 0.0,
         layer_norm_epsilon: float = 1e-6,
         init_scale: float = 0.1,
+        norm: str = "rms",
+        num_key_value_heads: int | None = None,
+        use_bias: bool = False,
+        scaled: bool = False,
+        rotary_max_wavelength: float | None = None,
+        extra_feed_forward: keras.layers.Layer | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if not isinstance(feed_forward, keras.layers.Layer):
-            raise ValueError(
-                "feed_forward must be a keras.layers.Layer; received "
-                f"feed_forward={feed_forward!r}."
-            )
+        _check_layer("feed_forward", feed_forward)
+        if extra_feed_forward is not None:
+            _check_dense("extra_feed_forward", extra_feed_forward)
         if cross_attention:
             router = getattr(feed_forward, "router", None)
             check_causal("router", router)
@@ -92,7 +107,13 @@ class TransformerLayer(keras.layers.Layer):
         self.dropout = dropout
         self.layer_norm_epsilon = layer_norm_epsilon
         self.init_scale = init_scale
+        self.norm = norm
+        self.num_key_value_heads = num_key_value_heads
+        self.use_bias = use_bias
+        self.scaled = scaled
+        self.rotary_max_wavelength = rotary_max_wavelength
         self.feed_forward = feed_forward
+        self.extra_feed_forward = extra_feed_forward
         taken = inspect.signature(feed_forward.call).parameters
         self._feed_forward_takes = frozenset(taken)
         # The position bias stays float32; `call` casts what is to be cast.
@@ -101,26 +122,37 @@ class TransformerLayer(keras.layers.Layer):
 
     def _make_layers(self):
         self.self_attention_norm = self._norm("self_attention_norm")
-        self.self_attention = self._attention("self_attention")
+        self.self_attention = self._attention(
+            "self_attention", self.rotary_max_wavelength
+        )
         if self.cross_attention:
             self.cross_attention_norm = self._norm("cross_attention_norm")
             self.cross_attention_layer = self._attention("cross_attention")
         self.feed_forward_norm = self._norm("feed_forward_norm")
+        if self.extra_feed_forward is not None:
+            self.extra_feed_forward_norm = self._norm("extra_feed_forward_norm")
         self.dropout_layer = keras.layers.Dropout(
             self.dropout, name="dropout", dtype=self.dtype_policy
         )
 
     def _norm(self, name):
-        return RMSNorm(
-            self.layer_norm_epsilon, name=name, dtype=self.dtype_policy
+        return make_norm(
+            self.norm,
+            self.layer_norm_epsilon,
+            name=name,
+            dtype=self.dtype_policy,
         )
 
-    def _attention(self, name):
+    def _attention(self, name, rotary_max_wavelength=None):
         return Attention(
             self.num_heads,
             self.key_value_dim,
             dropout=self.dropout,
             init_scale=self.init_scale,
+            num_key_value_heads=self.num_key_value_heads,
+            use_bias=self.use_bias,
+            scaled=self.scaled,
+            rotary_max_wavelength=rotary_max_wavelength,
             name=name,
             dtype=self.dtype_policy,
         )
@@ -130,6 +162,8 @@ class TransformerLayer(keras.layers.Layer):
         if self.cross_attention:
             layers += [self.cross_attention_norm, self.cross_attention_layer]
         layers += [self.feed_forward_norm, self.feed_forward]
+        if self.extra_feed_forward is not None:
+            layers += [self.extra_feed_forward_norm, self.extra_feed_forward]
         for layer in layers:
             layer.build(input_shape)
 
@@ -143,6 +177,7 @@ class TransformerLayer(keras.layers.Layer):
         cache=None,
         cache_update_index=None,
         training=None,
+        token_ids=None,
     ):
         self._check_encoder_output(encoder_output, cache)
         x = ops.cast(x, self.compute_dtype)
@@ -168,8 +203,13 @@ class TransformerLayer(keras.layers.Layer):
             )
             y, cross_cache = y if cache is not None else (y, None)
             x = self._add(x, y, training)
-        y = self._call_feed_forward(x, padding_mask, cache, training)
-        x = self._add(x, y, training)
+        offered = {
+            "padding_mask": padding_mask,
+            # Statistics are those of training and evaluation, not of decoding.
+            "record": cache is None,
+            "token_ids": token_ids,
+        }
+        x = self._feed_forward(x, offered, training)
         return x if cache is None else (x, (self_cache, cross_cache))
 
     def _check_encoder_output(self, encoder_output, cache):
@@ -185,16 +225,20 @@ class TransformerLayer(keras.layers.Layer):
                 "encoder_output=None, cache=None."
             )
 
-    def _call_feed_forward(self, x, padding_mask, cache, training):
-        # Statistics are those of training and evaluation, not of decoding.
-        offered = {"padding_mask": padding_mask, "record": cache is None}
+    def _feed_forward(self, x, offered, training):
         arguments = {
             name: value
             for name, value in offered.items()
             if name in self._feed_forward_takes
         }
         y = self.feed_forward_norm(x)
-        return self.feed_forward(y, training=training, **arguments)
+        y = self.feed_forward(y, training=training, **arguments)
+        x = self._add(x, y, training)
+        if self.extra_feed_forward is None:
+            return x
+        y = self.extra_feed_forward_norm(x)
+        y = self.extra_feed_forward(y, training=training)
+        return self._add(x, y, training)
 
     def _add(self, x, y, training):
         if training:  # A call of a layer is dear in eager decoding.
@@ -216,6 +260,7 @@ class TransformerLayer(keras.layers.Layer):
         cache=None,
         cache_update_index=None,
         training=None,
+        token_ids=None,
     ):
         y = keras.KerasTensor(x.shape, dtype=self.compute_dtype)
         return y if cache is None else (y, cache)
@@ -223,23 +268,47 @@ class TransformerLayer(keras.layers.Layer):
     def get_config(self):
         return {
             **super().get_config(),
-            "feed_forward": keras.saving.serialize_keras_object(
-                self.feed_forward
-            ),
+            **{
+                name: keras.saving.serialize_keras_object(getattr(self, name))
+                for name in ("feed_forward", "extra_feed_forward")
+            },
             "num_heads": self.num_heads,
             "key_value_dim": self.key_value_dim,
             "cross_attention": self.cross_attention,
             "dropout": self.dropout,
             "layer_norm_epsilon": self.layer_norm_epsilon,
             "init_scale": self.init_scale,
+            "norm": self.norm,
+            "num_key_value_heads": self.num_key_value_heads,
+            "use_bias": self.use_bias,
+            "scaled": self.scaled,
+            "rotary_max_wavelength": self.rotary_max_wavelength,
         }
 
     @classmethod
     def from_config(cls, config):
-        feed_forward = keras.saving.deserialize_keras_object(
-            config["feed_forward"]
+        layers = {
+            name: keras.saving.deserialize_keras_object(config.get(name))
+            for name in ("feed_forward", "extra_feed_forward")
+        }
+        return cls(**{**config, **layers})
+
+
+def _check_layer(name, layer):
+    if not isinstance(layer, keras.layers.Layer):
+        raise ValueError(
+            f"{name} must be a keras.layers.Layer; received {name}={layer!r}."
         )
-        return cls(**{**config, "feed_forward": feed_forward})
+
+
+def _check_dense(name, layer):
+    _check_layer(name, layer)
+    if hasattr(layer, "router"):
+        raise ValueError(
+            f"{name} must be dense, such as a FeedForward: no padding mask is "
+            f"handed to it; received a {type(layer).__name__}. Pass that as "
+            "feed_forward."
+        )
 
 
 def _mask(query_segments, key_segments):

@@ -59,6 +59,18 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
         )
 
 
+def check_flag(name: str, value: Any) -> None:
+    """Refuses anything but `True` and `False`.
+
+    Raises:
+        ValueError: naming the argument and what came.
+    """
+    if not isinstance(value, bool):
+        raise ValueError(
+            f"{name} must be True or False; received {name}={value!r}."
+        )
+
+
 def check_causal(name: str, router: Any) -> None:
     """Refuses a router that a decoder cannot have.
 
@@ -70,11 +82,14 @@ def check_causal(name: str, router: Any) -> None:
         ValueError: with the reason.
     """
     if not getattr(router, "causal", True):
+        received = type(router).__name__
+        if getattr(router, "batch_prioritized", False):
+            received += "(batch_prioritized=True)"
         raise ValueError(
-            f"{name} must be causal in a decoder: where experts choose tokens, "
-            "an earlier token's expert depends on later tokens, which do not "
-            f'exist yet in generation. Pass {name}="switch"; received '
-            f"{type(router).__name__}."
+            f"{name} must be causal in a decoder: this looks at all tokens, so "
+            "that what an earlier token gets depends on later ones, which "
+            f'do not exist yet in generation. Pass {name}="switch"; received '
+            f"{received}."
         )
 
 
@@ -105,16 +120,41 @@ def checked_mask(padding_mask: Any, x: Any) -> Any:
         return ops.ones(ops.shape(x)[:2], dtype="bool")
     if not isinstance(padding_mask, keras.KerasTensor):
         padding_mask = ops.convert_to_tensor(padding_mask)
-    given, wanted = tuple(padding_mask.shape), tuple(x.shape[:2])
+    _check_like("padding_mask", padding_mask, x)
+    if isinstance(padding_mask, keras.KerasTensor):
+        return padding_mask
+    return ops.cast(padding_mask, "bool")
+
+
+def checked_ids(token_ids: Any, x: Any, router: str) -> Any:
+    """The token ids of `x`, `[B, T, D]`, as int32 `[B, T]`.
+
+    Raises:
+        ValueError: where there are none, or of another shape.
+    """
+    if token_ids is None:
+        raise ValueError(
+            f"token_ids must be given to a layer with {router}, which looks "
+            "tokens up; received None. SwitchBackbone hands them on; call a "
+            "layer of your own with token_ids, int [batch, length]."
+        )
+    if isinstance(token_ids, keras.KerasTensor):
+        _check_like("token_ids", token_ids, x)
+        return token_ids
+    token_ids = ops.convert_to_tensor(token_ids)
+    _check_like("token_ids", token_ids, x)
+    return ops.cast(token_ids, "int32")
+
+
+def _check_like(name, value, x):
+    """Refuses another shape than that of `x` without its last dimension."""
+    given, wanted = tuple(value.shape), tuple(x.shape[:2])
     agree = len(given) == 2 and all(
         g == w or g is None or w is None
         for g, w in zip(given, wanted, strict=True)
     )
     if not agree:
         raise ValueError(
-            "padding_mask must have the shape of x without its last dimension,"
+            f"{name} must have the shape of x without its last dimension,"
             f" {wanted}; received shape {given}."
         )
-    if isinstance(padding_mask, keras.KerasTensor):
-        return padding_mask
-    return ops.cast(padding_mask, "bool")
