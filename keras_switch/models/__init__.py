@@ -2,6 +2,15 @@
 
 from keras_switch.models.beam_sampler import BeamSampler as BeamSampler
 from keras_switch.models.switch_backbone import SwitchBackbone as SwitchBackbone
+from keras_switch.models.switch_causal_backbone import (
+    SwitchCausalBackbone as SwitchCausalBackbone,
+)
+from keras_switch.models.switch_causal_lm import (
+    SwitchCausalLM as SwitchCausalLM,
+)
+from keras_switch.models.switch_causal_lm_preprocessor import (
+    SwitchCausalLMPreprocessor as SwitchCausalLMPreprocessor,
+)
 from keras_switch.models.switch_seq_2_seq_lm import (
     SwitchSeq2SeqLM as SwitchSeq2SeqLM,
 )

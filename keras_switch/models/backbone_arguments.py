@@ -1,4 +1,8 @@
-"""What the arguments of `SwitchBackbone` may be, and what they mean."""
+"""What the arguments of the backbones may be, and what they mean.
+
+Those of a `SwitchCausalBackbone` have `num_layers`; those of a
+`SwitchBackbone` count the layers of two stacks.
+"""
 
 import random
 from collections.abc import Collection, Mapping
@@ -7,8 +11,16 @@ from typing import Any
 import keras
 
 from keras_switch.layers import validation
+from keras_switch.layers.attention import check_shared_heads
+from keras_switch.layers.feed_forward import get_activation
+from keras_switch.layers.normalization import NORMS
+from keras_switch.layers.rotary import check_rotary
 from keras_switch.layers.switch_layer import SwitchLayer
-from keras_switch.layers.validation import check_number
+from keras_switch.layers.validation import (
+    check_choice,
+    check_flag,
+    check_number,
+)
 
 _SIZES = (
     "vocabulary_size",
@@ -20,6 +32,8 @@ _SIZES = (
     "relative_attention_num_buckets",
     "relative_attention_max_distance",
 )
+_LAYERS_OF_STACKS = ("num_encoder_layers", "num_decoder_layers")
+POSITIONS = ("relative", "rotary", "learned", "sinusoidal")
 # Those that a sparse layer takes as they are.
 _OF_LAYERS = (
     "intermediate_dim",
@@ -33,9 +47,15 @@ _OF_LAYERS = (
     "dropout",
     "expert_dropout",
     "init_scale",
+    "num_shared_experts",
 )
 # Stands for a number of experts that is not given: any router has room.
 _MANY_EXPERTS = 2**16
+
+
+def is_decoder_only(arguments: Mapping[str, Any]) -> bool:
+    """Whether arguments are those of a `SwitchCausalBackbone`."""
+    return "num_layers" in arguments
 
 
 def check_arguments(arguments: Mapping[str, Any]) -> None:
@@ -43,20 +63,27 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     not.
 
     Args:
-        arguments: All arguments of `SwitchBackbone`, by name.
+        arguments: All arguments of a backbone, by name.
 
     Raises:
         ValueError: naming the argument, what was wanted and what came.
     """
-    for name in _SIZES:
+    sizes = _SIZES
+    if is_decoder_only(arguments):
+        sizes = [n for n in _SIZES if n not in _LAYERS_OF_STACKS]
+        sizes.append("num_layers")
+    for name in sizes:
         check_number(name, arguments[name], whole=True, at_least=1)
     _check_heads(arguments)
     check_number("dropout", arguments["dropout"], at_least=0, below=1)
     for name in ("layer_norm_epsilon", "init_scale"):
         check_number(name, arguments[name], above=0)
+    check_flag("extra_feed_forward", arguments["extra_feed_forward"])
     if any(sparse_stacks(arguments)):
         name = "num_experts"
         check_number(name, arguments[name], whole=True, at_least=1)
+    if is_decoder_only(arguments):
+        _check_decoder_only(arguments)
     state = random.getstate()  # layers draw seeds from it
     try:
         _check_layers(arguments)
@@ -64,23 +91,58 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         random.setstate(state)
 
 
+def _check_decoder_only(arguments):
+    check_shared_heads(arguments["num_heads"], arguments["num_key_value_heads"])
+    name = "expert_intermediate_dim"
+    if arguments[name] is not None:
+        check_number(name, arguments[name], whole=True, at_least=1)
+    get_activation(arguments["activation"])
+    check_choice("norm", arguments["norm"], NORMS)
+    check_choice("position", arguments["position"], POSITIONS)
+    width = arguments["key_value_dim"]
+    if arguments["position"] == "rotary":
+        width = width or arguments["hidden_dim"] // arguments["num_heads"]
+        check_rotary(arguments["rotary_max_wavelength"], width)
+    name = "max_sequence_length"
+    if arguments["position"] == "learned" or arguments[name] is not None:
+        check_number(name, arguments[name], whole=True, at_least=1)
+
+
 def _check_layers(arguments):
     """Has a sparse layer of each stack check what is its own.
 
     Nothing is allocated before a layer is built.
     """
+    last = "router" if is_decoder_only(arguments) else "decoder_router"
+    for router in (arguments["router"], arguments[last] or arguments["router"]):
+        layer = make_switch_layer(arguments, router)
+    if sparse_stacks(arguments)[-1]:
+        validation.check_causal(last, layer.router)
+
+
+def make_switch_layer(
+    arguments: Mapping[str, Any], router: Any, **kwargs: Any
+) -> SwitchLayer:
+    """A new sparse layer of a backbone.
+
+    Args:
+        arguments: Those of the backbone, by name.
+        router: See `SwitchLayer`.
+        **kwargs: `dtype`.
+    """
+    own = {name: arguments[name] for name in _OF_LAYERS}
+    if is_decoder_only(arguments):
+        for name in ("intermediate_dim", "activation"):
+            own[name] = arguments[f"expert_{name}"] or own[name]
+        own["use_bias"] = arguments["use_bias"]
     experts = arguments["num_experts"]
-    decoder_router = arguments["decoder_router"] or arguments["router"]
-    routers = (arguments["router"], decoder_router)
-    for router in routers:
-        layer = SwitchLayer(
-            _MANY_EXPERTS if experts is None else experts,
-            router=router,
-            name="feed_forward",
-            **{name: arguments[name] for name in _OF_LAYERS},
-        )
-    if sparse_stacks(arguments)[1]:
-        validation.check_causal("decoder_router", layer.router)
+    return SwitchLayer(
+        _MANY_EXPERTS if experts is None else experts,
+        router=router,
+        name="feed_forward",
+        **own,
+        **kwargs,
+    )
 
 
 def _check_heads(arguments):
@@ -112,22 +174,26 @@ def check_known(
         )
 
 
-def sparse_stacks(arguments: Mapping[str, Any]) -> tuple[list, list]:
-    """Indices of the sparse layers of the encoder and of the decoder.
+def sparse_stacks(arguments: Mapping[str, Any]) -> tuple[list, ...]:
+    """Indices of the sparse layers of the encoder and of the decoder, or of a
+    decoder alone.
 
     Args:
-        arguments: Arguments of `SwitchBackbone`, by name.
+        arguments: Arguments of a backbone, by name.
 
     Returns:
-        Two lists of ints, ascending.
+        A list of ints for each stack, ascending.
     """
+    stacks = ("encoder_", "decoder_")
+    if is_decoder_only(arguments):
+        stacks = ("",)
     return tuple(
         _sparse_layers(
-            f"{stack}_sparse_step",
-            arguments[f"{stack}_sparse_step"],
-            arguments[f"num_{stack}_layers"],
+            f"{stack}sparse_step",
+            arguments[f"{stack}sparse_step"],
+            arguments[f"num_{stack}layers"],
         )
-        for stack in ("encoder", "decoder")
+        for stack in stacks
     )
 
 

@@ -6,17 +6,20 @@ from typing import Any, NamedTuple
 
 from keras import ops
 
+from keras_switch.models.generation_inputs import generated_names
+
 
 class State(NamedTuple):
     """What travels along a sampler's loop; samplers copy it for beams.
 
     `caches` holds, for each layer, the pair that `TransformerLayer` takes;
-    `encoder_mask` is int32 `[B, S]`; `first_bad` is int32 `[B]`, the first
-    position whose logits were not finite, `T` if all were.
+    `context` what else `call_decoder` is given at every step, by name;
+    `first_bad` is int32 `[B]`, the first position whose logits were not
+    finite, `T` if all were.
     """
 
     caches: Any
-    encoder_mask: Any
+    context: Any
     first_bad: Any
 
 
@@ -28,8 +31,8 @@ def decode(lm: Any, inputs: dict, stop_token_ids: Any = None) -> dict:
     token.
 
     Args:
-        lm: A `SwitchSeq2SeqLM`.
-        inputs: A dict: the model's four inputs, and optionally
+        lm: A task of this library.
+        inputs: A dict: the model's inputs, and optionally
             `prompt_token_ids`, int `[B, P]`, the first tokens of each prompt
             (in which case the columns of the decoder's arrays that are padding
             in every row may come first). `P` is at least the length of the
@@ -37,12 +40,13 @@ def decode(lm: Any, inputs: dict, stop_token_ids: Any = None) -> dict:
         stop_token_ids: Ids that end a sequence, or `None`.
 
     Returns:
-        A dict of `[B, T]`: `decoder_token_ids`; `decoder_padding_mask`, true
-        up to the stop token; and `decoder_finite_mask`, false where logits
-        were not finite and from there on.
+        A dict of `[B, T]`: the generated ids; their mask, true up to the stop
+        token; and a mask that is false where logits were not finite and from
+        there on. See `Generated` for their names.
     """
-    token_ids = inputs["decoder_token_ids"]
-    mask = ops.cast(inputs["decoder_padding_mask"], "bool")
+    names = generated_names(inputs)
+    token_ids = inputs[names.ids]
+    mask = ops.cast(inputs[names.mask], "bool")
     length = ops.shape(token_ids)[1]
     positions = ops.arange(length, dtype="int32")  # [T]
     first = ops.cast(ops.argmax(ops.any(mask, axis=0)), "int32")
@@ -68,39 +72,51 @@ def decode(lm: Any, inputs: dict, stop_token_ids: Any = None) -> dict:
             "Make it with return_all_beams=False."
         )
     return {
-        "decoder_token_ids": token_ids,
-        "decoder_padding_mask": _up_to_stop(token_ids, given, stop_token_ids),
-        "decoder_finite_mask": _finite(states, given),
+        names.ids: token_ids,
+        names.mask: _up_to_stop(token_ids, given, stop_token_ids),
+        names.finite: _finite(states, given),
     }
 
 
 def read_prompt(lm: Any, inputs: dict) -> tuple[Any, State]:
-    """Fills the caches with the encoder's output and the prompts.
+    """Fills the caches with the prompts, and the encoder's output if any.
 
     Args:
-        lm: A `SwitchSeq2SeqLM`.
+        lm: A task of this library.
         inputs: As for `decode`.
 
     Returns:
         The decoder's output for the prompts, `[B, P, D]`, and the `State`.
     """
-    encoder_ids = inputs["encoder_token_ids"]
-    prompt_ids = inputs.get("prompt_token_ids", inputs["decoder_token_ids"])
-    batch_size, length = ops.shape(inputs["decoder_token_ids"])
-    # One segment: whatever the ids, the prompt may see the input.
-    encoder_mask = ops.cast(inputs["encoder_padding_mask"], "bool")
-    encoder_mask = ops.cast(encoder_mask, "int32")
+    token_ids = inputs[generated_names(inputs).ids]
+    prompt_ids = inputs.get("prompt_token_ids", token_ids)
+    batch_size, length = ops.shape(token_ids)
+    encoded, context = _encoded(lm, inputs)
+    encoder_length = None
+    if encoded:
+        encoder_length = ops.shape(inputs["encoder_token_ids"])[1]
     # A prompt's padding is behind it: no token of it sees the padding, and
     # the loop writes over what padding leaves in the caches.
     hidden_states, caches = lm.backbone.call_decoder(
         prompt_ids,
-        encoder_output=lm.backbone.call_encoder(encoder_ids, encoder_mask),
-        encoder_padding_mask=encoder_mask,
-        caches=_empty_caches(lm, batch_size, length, ops.shape(encoder_ids)[1]),
+        caches=_empty_caches(lm, batch_size, length, encoder_length),
         cache_update_index=0,
+        **encoded,
+        **context,
     )
     first_bad = ops.full((batch_size,), length, dtype="int32")
-    return hidden_states, State(caches, encoder_mask, first_bad)
+    return hidden_states, State(caches, context, first_bad)
+
+
+def _encoded(lm, inputs):
+    """What `call_decoder` is given once, and what at every step."""
+    if "encoder_token_ids" not in inputs:
+        return {}, {}
+    # One segment: whatever the ids, the prompt may see the input.
+    mask = ops.cast(inputs["encoder_padding_mask"], "bool")
+    mask = ops.cast(mask, "int32")
+    output = lm.backbone.call_encoder(inputs["encoder_token_ids"], mask)
+    return {"encoder_output": output}, {"encoder_padding_mask": mask}
 
 
 def next_token(
@@ -109,7 +125,7 @@ def next_token(
     """Reads the token before `index`.
 
     Args:
-        lm: A `SwitchSeq2SeqLM`.
+        lm: A task of this library.
         first: int, the column of the start token.
         prompt: int `[B, T]`.
         cache: The `State`.
@@ -123,9 +139,9 @@ def next_token(
     hidden_states, caches = lm.backbone.call_decoder(
         # A sampler that walks from column 1 on meets what is no token.
         ops.maximum(token_ids, 0),
-        encoder_padding_mask=cache.encoder_mask,
         caches=cache.caches,
         cache_update_index=ops.maximum(index - 1 - first, 0),
+        **cache.context,
     )
     logits = lm._logits(hidden_states)[:, 0]  # [B, V]
     finite = ops.all(ops.isfinite(logits), axis=-1)
@@ -133,22 +149,25 @@ def next_token(
     logits = ops.where(finite[:, None], logits, 0.0)
     bad = ops.where(finite, cache.first_bad, ops.cast(index, "int32"))
     first_bad = ops.minimum(cache.first_bad, bad)
-    state = State(caches, cache.encoder_mask, first_bad)
+    state = State(caches, cache.context, first_bad)
     return logits, hidden_states[:, 0], state
 
 
 def _empty_caches(lm, batch_size, length, encoder_length):
     """Of each layer: keys and values of itself, and of the encoder."""
-    heads, width = lm.backbone.num_heads, lm.backbone.key_value_dim
 
-    def pair(size):
-        shape = (batch_size, heads, size, width)
+    def pair(attention, size):
+        heads = attention.num_key_value_heads
+        shape = (batch_size, heads, size, attention.key_value_dim)
         return tuple(ops.zeros(shape, lm.compute_dtype) for _ in range(2))
 
-    return [
-        (pair(length), pair(encoder_length))
-        for _ in range(lm.backbone.num_decoder_layers)
-    ]
+    def both(layer):
+        own = pair(layer.self_attention, length)
+        if encoder_length is None:
+            return own, ()
+        return own, pair(layer.cross_attention_layer, encoder_length)
+
+    return [both(layer) for layer in lm.backbone.stacks["decoder"]]
 
 
 def _watched(sampler, length):

@@ -7,49 +7,55 @@ import weakref
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import keras
 import keras_hub
 import numpy as np
 from keras import ops
 
-from keras_switch.models.generation_inputs import Request
+from keras_switch.models.generation_inputs import (
+    Generated,
+    Request,
+    generated_names,
+)
+from keras_switch.ops.layout import by_dtensor, data_shards, on_devices
+from keras_switch.ops.state import fetched
 
 # In a column that holds no token: no stop token, whatever those are.
 _NOTHING = -1
-_RESULTS = ("decoder_token_ids", "decoder_padding_mask")
+_OF_DECODER = generated_names(("decoder_token_ids",))
 
 
 def generate_batch(lm: Any, batch: dict, request: Request, part: int) -> Any:
     """Generates for one batch.
 
     Args:
-        lm: A `SwitchSeq2SeqLM`.
+        lm: A task of this library.
         batch: From `generation_inputs.read_inputs`.
         request: What was asked for.
         part: Which batch of the call this is.
 
     Returns:
         A list of strings; without preprocessor, a dict of int and bool arrays,
-        `decoder_token_ids` and `decoder_padding_mask`.
+        the ids and the mask of the generated sequence.
 
     Raises:
         ValueError: if a text is too long, or the caches would be too large.
         FloatingPointError: if logits were not finite.
     """
     has_text = lm.preprocessor is not None
-    if has_text and not batch["encoder_text"]:
+    if has_text and not next(iter(batch.values())):
         return []
     _check_rows(lm, batch, request)
     x = _tokens(lm, batch, request)
+    names = generated_names(x)
     lengths = prompt_lengths(x)
     ends = _ends(x, request)  # [B]
     if not len(ends):
         empty = np.zeros((0, request.max_length or 0), "int32")
-        return dict(zip(_RESULTS, (empty, empty != 0), strict=True))
+        return {names.ids: empty, names.mask: empty != 0}
     width = int(ends.max())
     outputs = cut(_run(lm, x, width, request, part), ends, lm)
     if request.strip_prompt:
-        outputs["decoder_padding_mask"] &= np.arange(width) >= lengths[:, None]
+        outputs[names.mask] &= np.arange(width) >= lengths[:, None]
     if has_text:
         return lm.preprocessor.generate_postprocess(outputs)
     return outputs
@@ -70,6 +76,8 @@ def _check_rows(lm, batch, request):
 
 def _run(lm, x, width, request, part):
     """The outputs of the compiled part, as NumPy arrays."""
+    _check_not_on_dtensor()
+    _check_positions(width, lm)
     shape = shape_of(x, width, lm)
     check_cache(shape, lm, request.max_cache_bytes)
     stops = request.stop_token_ids
@@ -78,7 +86,26 @@ def _run(lm, x, width, request, part):
         function = lm.make_generate_function()
         outputs = function(on_devices(padded), stop_token_ids=stops)
         # Here, because JAX may still be computing them.
-        return {k: ops.convert_to_numpy(v) for k, v in outputs.items()}
+        return {k: fetched(v) for k, v in outputs.items()}
+
+
+def _check_not_on_dtensor():
+    if by_dtensor():
+        raise RuntimeError(
+            "generate over a mesh needs the JAX backend: TensorFlow's DTensor "
+            "cannot update a cache. Save the model with save_to_preset, and "
+            "load it where no distribution is set, or with KERAS_BACKEND=jax."
+        )
+
+
+def _check_positions(length, lm):
+    longest = getattr(lm.backbone, "max_sequence_length", None)
+    if longest is not None and length > longest:
+        raise ValueError(
+            f"max_length must be at most {longest}, the backbone's "
+            f"max_sequence_length; received a prompt and an answer of {length} "
+            "tokens."
+        )
 
 
 def _tokens(lm, batch, request):
@@ -86,18 +113,21 @@ def _tokens(lm, batch, request):
     if lm.preprocessor is None:
         return _cut_prompts(batch, request.max_length, request.truncate)
     least = request.max_length or request.max_new_tokens or 1
-    rows = len(batch["encoder_text"])
+    rows = len(next(iter(batch.values())))
     # Before anything is padded to that length.
     check_cache(Shape(rows, 1, least, 1), lm, request.max_cache_bytes)
     x = lm.preprocessor.generate_preprocess(
-        batch, sequence_length=request.max_length, truncate=request.truncate
+        batch.get("prompts", batch),
+        sequence_length=request.max_length,
+        truncate=request.truncate,
     )
     return {name: ops.convert_to_numpy(value) for name, value in x.items()}
 
 
 def _cut_prompts(x, longest, truncate):
     """Cuts the decoder's arrays, or refuses to if tokens would be lost."""
-    mask = x["decoder_padding_mask"]
+    names = generated_names(x)
+    mask = x[names.mask]
     if longest is None or mask.shape[1] <= longest:
         return x
     lost = mask[:, longest:].any(axis=1)
@@ -108,27 +138,28 @@ def _cut_prompts(x, longest, truncate):
             f"{mask[row].sum()} in row {row}; received max_length={longest}. "
             "truncate=True cuts prompts."
         )
-    return {**x, **{name: x[name][:, :longest] for name in _RESULTS}}
+    cut_off = {name: x[name][:, :longest] for name in (names.ids, names.mask)}
+    return {**x, **cut_off}
 
 
 def _ends(x, request):
     """Where each row ends at the latest: int `[B]`."""
     if request.max_new_tokens is not None:
         return prompt_lengths(x).astype("int64") + request.max_new_tokens
-    rows, width = x["decoder_token_ids"].shape
+    rows, width = x[generated_names(x).ids].shape
     return np.full(rows, request.max_length or width)
 
 
 def prompt_lengths(x: dict) -> np.ndarray:
     """Tokens of each prompt, at least 1: the start token is always there."""
-    return np.maximum(x["decoder_padding_mask"].sum(axis=1), 1)
+    return np.maximum(x[generated_names(x).mask].sum(axis=1), 1)
 
 
 class Shape(NamedTuple):
     """Sizes of the arrays that the compiled part is given."""
 
     rows: int
-    encoder: int
+    encoder: int  # 0 without one
     decoder: int
     prompt: int
 
@@ -155,29 +186,38 @@ def shape_of(x: dict, length: int, lm: Any) -> Shape:
     """The shape a batch is padded to, so that few shapes are compiled.
 
     Args:
-        x: A dict of the model's four inputs.
+        x: A dict of the model's inputs.
         length: Of the decoder's sequence.
-        lm: A `SwitchSeq2SeqLM`.
+        lm: A task of this library.
     """
-    used = np.flatnonzero(x["encoder_padding_mask"].any(axis=0))
-    used = int(used[-1]) + 1 if len(used) else 1
-    limits = (None, None)
-    if lm.preprocessor is not None:
-        limits = (
-            lm.preprocessor.encoder_sequence_length,
-            lm.preprocessor.decoder_sequence_length,
-        )
-    rows, width = x["encoder_token_ids"].shape
+    encoder_limit, decoder_limit = _limits(lm)
+    rows = len(x[generated_names(x).ids])
     prompt = int(prompt_lengths(x).min())
-    decoder = bucket(length, 16, limits[1])
+    decoder = bucket(length, 16, decoder_limit)
+    used = width = 0
+    if "encoder_padding_mask" in x:
+        width = x["encoder_padding_mask"].shape[1]
+        used = np.flatnonzero(x["encoder_padding_mask"].any(axis=0))
+        used = bucket(int(used[-1]) + 1 if len(used) else 1, 16, encoder_limit)
+    shards = data_shards()
     if lm.backbone.is_batch_dependent:  # padding takes room, too
-        return Shape(rows, width, decoder, prompt)
+        return Shape(-(-rows // shards) * shards, width, decoder, prompt)
     return Shape(
-        bucket(rows),
-        bucket(used, 16, limits[0]),
+        -(-bucket(rows) // shards) * shards,
+        used,
         decoder,
         bucket(prompt, 1, decoder),
     )
+
+
+def _limits(lm):
+    """Lengths that buckets of the encoder and the decoder need not exceed."""
+    names = ("decoder_sequence_length", "sequence_length")
+    found = [getattr(lm.preprocessor, name, None) for name in names]
+    found.append(getattr(lm.backbone, "max_sequence_length", None))
+    known = [length for length in found if length is not None]
+    encoder = getattr(lm.preprocessor, "encoder_sequence_length", None)
+    return encoder, min(known, default=None)
 
 
 def check_cache(shape: Shape, lm: Any, max_cache_bytes: int) -> None:
@@ -191,8 +231,11 @@ def check_cache(shape: Shape, lm: Any, max_cache_bytes: int) -> None:
     if isinstance(sampler, keras_hub.samplers.ContrastiveSampler):
         beams = sampler.k
     itemsize = {"float64": 8, "float32": 4}.get(lm.compute_dtype, 2)
-    token = 2 * backbone.num_heads * backbone.key_value_dim * itemsize
-    token *= backbone.num_decoder_layers
+    heads = sum(
+        layer.self_attention.num_key_value_heads
+        for layer in backbone.stacks["decoder"]
+    )
+    token = 2 * heads * backbone.key_value_dim * itemsize
     wanted = shape.rows * beams * (shape.encoder + shape.decoder) * token
     if wanted > max_cache_bytes:
         raise ValueError(
@@ -210,7 +253,7 @@ def pad(x: dict, shape: Shape, length: int, stop_token_ids: Any) -> dict:
     it is, and need no experts of their own.
 
     Args:
-        x: A dict of the model's four inputs.
+        x: A dict of the model's inputs.
         shape: What to pad to.
         length: Of the decoder's sequence.
         stop_token_ids: A tuple, or `None`.
@@ -218,24 +261,25 @@ def pad(x: dict, shape: Shape, length: int, stop_token_ids: Any) -> dict:
     Returns:
         What `decoding.decode` takes.
     """
-    rows = len(x["encoder_token_ids"])
+    names = generated_names(x)
+    rows = len(x[names.ids])
     padded = {name: _columns(array, shape.encoder) for name, array in x.items()}
-    mask = _columns(x["decoder_padding_mask"], length)
+    mask = _columns(x[names.mask], length)
     mask[:, 0] = 1
-    ids = _columns(x["decoder_token_ids"], length)
+    ids = _columns(x[names.ids], length)
     padded["prompt_token_ids"] = _columns(ids * mask, shape.prompt)
     # Padding is not to be taken for the end of a row.
     is_stop = np.isin(ids, stop_token_ids or ()) & (mask == 0)
     ids = np.where(is_stop, _NOTHING, ids)
     left = ((0, 0), (shape.decoder - length, 0))
-    padded["decoder_token_ids"] = np.pad(ids, left, constant_values=_NOTHING)
-    padded["decoder_padding_mask"] = np.pad(mask, left)
+    padded[names.ids] = np.pad(ids, left, constant_values=_NOTHING)
+    padded[names.mask] = np.pad(mask, left)
     source = np.arange(shape.rows)
     source[rows:] = 0
     padded = {name: array[source] for name, array in padded.items()}
     if stop_token_ids and not mask[:1, -1].any():
         # A loop ends when all rows have a stop token: added rows have one.
-        padded["decoder_token_ids"][rows:, -1] = stop_token_ids[0]
+        padded[names.ids][rows:, -1] = stop_token_ids[0]
     return {name: array.astype("int32") for name, array in padded.items()}
 
 
@@ -251,19 +295,19 @@ def cut(outputs: dict, ends: np.ndarray, lm: Any) -> dict:
     Args:
         outputs: What `decoding.decode` returns.
         ends: int `[rows]`, where each row asked for ends at the latest.
-        lm: A `SwitchSeq2SeqLM`.
+        lm: A task of this library.
 
     Returns:
-        A dict of `decoder_token_ids`, 0 behind the end of a row, and
-        `decoder_padding_mask`, `[rows, max(ends)]`.
+        A dict of the ids, 0 behind the end of a row, and their mask,
+        `[rows, max(ends)]`.
 
     Raises:
         FloatingPointError: if logits were not finite.
     """
     rows, width = len(ends), int(ends.max())
+    names = generated_names(outputs)
     ids, mask, finite = (
-        np.array(outputs[name])[:rows, -width:]
-        for name in (*_RESULTS, "decoder_finite_mask")
+        np.array(outputs[name])[:rows, -width:] for name in names
     )
     mask &= np.arange(width) < ends[:, None]
     bad = np.flatnonzero((mask & ~finite).any(axis=1))
@@ -274,35 +318,20 @@ def cut(outputs: dict, ends: np.ndarray, lm: Any) -> dict:
             f"{lm.compute_dtype}."
         )
     ids[~mask] = 0
-    return dict(zip(_RESULTS, (ids, mask), strict=True))
+    return {names.ids: ids, names.mask: mask}
 
 
-def join(outputs: list[dict]) -> dict:
+def join(outputs: list[dict], names: Generated = _OF_DECODER) -> dict:
     """Batches one below the other; narrow ones are filled up with padding."""
     if len(outputs) == 1:
         return outputs[0]
-    width = max((x["decoder_token_ids"].shape[1] for x in outputs), default=0)
+    width = max((x[names.ids].shape[1] for x in outputs), default=0)
     return {
         name: np.concatenate(
             [np.zeros((0, width), dtype)]
             + [_columns(x[name], width) for x in outputs]
         )
-        for name, dtype in zip(_RESULTS, ("int32", "bool"), strict=True)
-    }
-
-
-def on_devices(x: dict) -> dict:
-    """Tensors, laid out as the present `keras.distribution` wants them."""
-    x = {name: ops.convert_to_tensor(value) for name, value in x.items()}
-    distribution = keras.distribution.distribution()
-    if distribution is None:
-        return x
-    layouts = {n: distribution.get_data_layout(v.shape) for n, v in x.items()}
-    return {
-        name: keras.distribution.distribute_tensor(value, layouts[name])
-        if layouts[name]
-        else value
-        for name, value in x.items()
+        for name, dtype in ((names.ids, "int32"), (names.mask, "bool"))
     }
 
 

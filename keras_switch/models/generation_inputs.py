@@ -15,10 +15,26 @@ ARRAYS = (
     "decoder_token_ids",
     "decoder_padding_mask",
 )
+CAUSAL_ARRAYS = ("token_ids", "padding_mask")
+
+
+class Generated(NamedTuple):
+    """What the arrays of the generated sequence are called."""
+
+    ids: str
+    mask: str
+    finite: str
+
+
+def generated_names(names: Iterable[str]) -> Generated:
+    """The names among those of a model's inputs, or of its outputs."""
+    stack = "decoder_" if "decoder_token_ids" in names else ""
+    kinds = ("token_ids", "padding_mask", "finite_mask")
+    return Generated(*(f"{stack}{kind}" for kind in kinds))
 
 
 class Request(NamedTuple):
-    """Checked arguments of `SwitchSeq2SeqLM.generate`."""
+    """Checked arguments of `generate`."""
 
     max_length: int | None
     max_new_tokens: int | None
@@ -100,13 +116,14 @@ def read_inputs(inputs: Any, lm: Any) -> tuple[Iterable[dict], bool]:
     """Checked batches of what `generate` was given.
 
     Args:
-        inputs: See `SwitchSeq2SeqLM.generate`.
-        lm: A `SwitchSeq2SeqLM`.
+        inputs: See `SparseLM.generate`.
+        lm: A task of this library.
 
     Returns:
         Batches, and whether a single string was given. With a preprocessor, a
         batch is a dict of lists of strings, `encoder_text` and
-        `decoder_text`; without, a dict of int32 arrays named in `ARRAYS`.
+        `decoder_text`, or `prompts`; without, a dict of int32 arrays, named
+        as the model's inputs.
 
     Raises:
         ValueError: naming the argument, what it must be and what came.
@@ -114,8 +131,12 @@ def read_inputs(inputs: Any, lm: Any) -> tuple[Iterable[dict], bool]:
 
     def check(batch):
         if lm.preprocessor is None:
-            return check_arrays(batch, lm.backbone.vocabulary_size), False
-        return check_texts(batch)
+            size = lm.backbone.vocabulary_size
+            return check_arrays(batch, size, lm.input_names), False
+        if lm.input_names == ARRAYS:
+            return check_texts(batch)
+        prompts, is_scalar = check_strings("inputs", batch)
+        return {"prompts": prompts}, is_scalar
 
     # A `tf.data.Dataset`.
     if hasattr(inputs, "as_numpy_iterator"):
@@ -200,39 +221,46 @@ def _string(name, value):
     )
 
 
-def check_arrays(inputs: Any, vocabulary_size: int) -> dict[str, np.ndarray]:
-    """The model's four inputs as int32 arrays, masks of 0 and 1.
+def check_arrays(
+    inputs: Any, vocabulary_size: int, names: tuple[str, ...] = ARRAYS
+) -> dict[str, np.ndarray]:
+    """The model's inputs as int32 arrays, masks of 0 and 1.
 
     What ids padding has does not matter: the encoder's become 0, and the
     decoder's are written over.
+
+    Args:
+        inputs: What came.
+        vocabulary_size: Ids are below it.
+        names: Pairs of ids and their mask, the generated ones last.
     """
-    if not isinstance(inputs, dict) or set(inputs) != set(ARRAYS):
+    if not isinstance(inputs, dict) or set(inputs) != set(names):
         keys = list(inputs) if isinstance(inputs, dict) else inputs
         raise ValueError(
             "inputs must be a dict of token ids where there is no "
-            f"preprocessor, with the keys {', '.join(ARRAYS)}; received "
+            f"preprocessor, with the keys {', '.join(names)}; received "
             f"{reprlib.repr(keys)}."
         )
-    x = {name: _whole_numbers(name, inputs[name]) for name in ARRAYS}
-    rows = len(x["encoder_token_ids"])
-    for side in ("encoder", "decoder"):
-        ids, mask = x[f"{side}_token_ids"], x[f"{side}_padding_mask"]
+    x = {name: _whole_numbers(name, inputs[name]) for name in names}
+    rows = len(x[names[0]])
+    for ids_name, mask_name in zip(names[::2], names[1::2], strict=True):
+        ids, mask = x[ids_name], x[mask_name]
         if ids.shape != mask.shape or len(ids) != rows or not ids.shape[1]:
             raise ValueError(
-                f"{side}_token_ids and its mask must have the shape ({rows}, "
+                f"{ids_name} and its mask must have the shape ({rows}, "
                 f"at least 1); received {ids.shape} and {mask.shape}."
             )
         mask = mask != 0
         used = np.where(mask, ids, 0)
         if used.size and (used.min() < 0 or used.max() >= vocabulary_size):
             raise ValueError(
-                f"{side}_token_ids must be at least 0 and below "
+                f"{ids_name} must be at least 0 and below "
                 f"{vocabulary_size}; received {used.min()} to {used.max()}."
             )
-        ids = used if side == "encoder" else ids
-        x[f"{side}_token_ids"] = ids.astype("int32")
-        x[f"{side}_padding_mask"] = mask.astype("int32")
-    _check_prefix(x["decoder_padding_mask"])
+        ids = used if ids_name == "encoder_token_ids" else ids
+        x[ids_name] = ids.astype("int32")
+        x[mask_name] = mask.astype("int32")
+    _check_prefix(names[-1], x[names[-1]])
     return x
 
 
@@ -246,9 +274,9 @@ def _whole_numbers(name, value):
     return array
 
 
-def _check_prefix(mask):
+def _check_prefix(name, mask):
     if (np.diff(mask, axis=1) > 0).any():
         raise ValueError(
-            "decoder_padding_mask must mark the first tokens of each row, the "
+            f"{name} must mark the first tokens of each row, the "
             "prompt; received a row with padding before a token."
         )

@@ -1,5 +1,6 @@
 """How much memory a model would take, before a layer of it is built."""
 
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -8,10 +9,11 @@ import keras
 
 from keras_switch.models.backbone_arguments import (
     check_arguments,
-    sparse_stacks,
+    is_decoder_only,
 )
 from keras_switch.models.preset_config import defaults_of
 from keras_switch.models.preset_fields import Place
+from keras_switch.models.weight_shapes import weight_shapes
 
 _BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -20,27 +22,9 @@ def weight_count(arguments: Mapping[str, Any]) -> int:
     """The number of trainable weights of a backbone, from its arguments.
 
     Args:
-        arguments: All arguments of `SwitchBackbone`, by name, checked.
+        arguments: All arguments of a backbone, by name, checked.
     """
-    width = arguments["hidden_dim"]
-    heads, head_width = arguments["num_heads"], arguments["key_value_dim"]
-    attention = 4 * width * heads * (head_width or width // heads)
-    kernels = 3 if arguments["activation"].startswith("gated-") else 2
-    dense = kernels * width * arguments["intermediate_dim"]
-    experts = arguments["num_experts"] or 0
-    tables = 1 if arguments["tie_embedding_weights"] else 2
-    count = tables * arguments["vocabulary_size"] * width
-    for stack, sparse in zip(
-        ("encoder", "decoder"), sparse_stacks(arguments), strict=True
-    ):
-        layers = arguments[f"num_{stack}_layers"]
-        attentions = 1 if stack == "encoder" else 2
-        count += layers * attentions * (attention + width)  # and its norm
-        count += arguments["relative_attention_num_buckets"] * heads
-        count += (layers + 1) * width  # norms of feed-forwards and the stack
-        count += (layers - len(sparse)) * dense
-        count += len(sparse) * experts * (width + dense)  # and the router
-    return count
+    return sum(map(math.prod, weight_shapes(arguments).values()))
 
 
 def check_size(
@@ -53,7 +37,7 @@ def check_size(
 
     Args:
         file: What describes it.
-        arguments: Those of `SwitchBackbone`, by name; `dtype` is a policy.
+        arguments: Those of a backbone, by name; `dtype` is a policy.
         max_bytes: The most that its weights may take; `None`: the memory that
             is free.
         found: How many numbers are in its files, where weights are loaded.
@@ -64,8 +48,11 @@ def check_size(
     """
     # Models import this module.
     from keras_switch.models.switch_backbone import SwitchBackbone
+    from keras_switch.models.switch_causal_backbone import SwitchCausalBackbone
 
-    arguments = {**defaults_of(SwitchBackbone), **arguments}
+    alone = is_decoder_only(arguments)
+    cls = SwitchCausalBackbone if alone else SwitchBackbone
+    arguments = {**defaults_of(cls), **arguments}
     check_arguments(arguments)
     count, place = weight_count(arguments), Place(file, "size")
     room = free_bytes() if max_bytes is None else max_bytes

@@ -12,15 +12,26 @@ from typing import Any
 
 import keras
 
-from keras_switch.layers.routers import (
-    ROUTERS,
-    SECOND_POLICIES,
-    ExpertChoiceRouter,
-    TopKRouter,
+from keras_switch.layers.base_router import BaseRouter
+from keras_switch.layers.expert_choice_router import ExpertChoiceRouter
+from keras_switch.layers.group_limited_router import (
+    GROUP_SCORES,
+    GroupLimitedRouter,
 )
+from keras_switch.layers.hash_router import HashRouter
+from keras_switch.layers.loss_free_router import GATES, LossFreeRouter
+from keras_switch.layers.no_token_left_behind_router import (
+    NoTokenLeftBehindRouter,
+)
+from keras_switch.layers.noisy_top_k_router import NoisyTopKRouter
+from keras_switch.layers.normalization import NORMS
+from keras_switch.layers.random_router import RandomRouter
+from keras_switch.layers.routers import ROUTERS
 from keras_switch.layers.routing import EXPLORATIONS, Router, SwitchRouter
-from keras_switch.layers.switch_layer import DISPATCHES
-from keras_switch.models.backbone_arguments import check_arguments
+from keras_switch.layers.soft_router import SoftRouter
+from keras_switch.layers.top_k_router import SECOND_POLICIES, TopKRouter
+from keras_switch.layers.transfer import DISPATCHES
+from keras_switch.models.backbone_arguments import POSITIONS, check_arguments
 from keras_switch.models.preset_dtypes import read_dtype
 from keras_switch.models.preset_fields import (
     Field,
@@ -42,10 +53,12 @@ _OPTIONAL_SIZE = Field(int, 1, optional=True)
 _FLOAT = Field(float)
 # Ranges of floats, and what depends on other fields, are checked as for any
 # caller of the constructor.
-_BACKBONE = {
+_LAYERS = _SIZE._replace(at_most=MAX_LAYERS)
+_ACTIVATION = Field(
+    str, choices=(*_ACTIVATIONS, *(f"gated-{a}" for a in _ACTIVATIONS))
+)
+_EVERY_BACKBONE = {
     "vocabulary_size": _SIZE,
-    "num_encoder_layers": _SIZE._replace(at_most=MAX_LAYERS),
-    "num_decoder_layers": _SIZE._replace(at_most=MAX_LAYERS),
     "num_heads": _SIZE,
     "hidden_dim": _SIZE,
     "intermediate_dim": _SIZE,
@@ -57,9 +70,7 @@ _BACKBONE = {
     "min_capacity": Field(int, 1),
     "capacity": _OPTIONAL_SIZE,
     "group_size": _OPTIONAL_SIZE,
-    "activation": Field(
-        str, choices=(*_ACTIVATIONS, *(f"gated-{a}" for a in _ACTIVATIONS))
-    ),
+    "activation": _ACTIVATION,
     "dropout": _FLOAT,
     "expert_dropout": _FLOAT._replace(optional=True),
     "layer_norm_epsilon": _FLOAT,
@@ -67,9 +78,27 @@ _BACKBONE = {
     "relative_attention_max_distance": Field(int, 1),
     "tie_embedding_weights": Field(bool),
     "init_scale": _FLOAT,
+    "extra_feed_forward": Field(bool),
+    "num_shared_experts": Field(int, 0),
     "trainable": Field(bool),
 }
-_STEPS = ("encoder_sparse_step", "decoder_sparse_step")
+_BACKBONES = {
+    "SwitchBackbone": _EVERY_BACKBONE
+    | {"num_encoder_layers": _LAYERS, "num_decoder_layers": _LAYERS},
+    "SwitchCausalBackbone": _EVERY_BACKBONE
+    | {
+        "num_layers": _LAYERS,
+        "num_key_value_heads": _OPTIONAL_SIZE,
+        "expert_intermediate_dim": _OPTIONAL_SIZE,
+        "expert_activation": _ACTIVATION._replace(optional=True),
+        "use_bias": Field(bool),
+        "norm": Field(str, choices=NORMS),
+        "position": Field(str, choices=POSITIONS),
+        "max_sequence_length": _OPTIONAL_SIZE,
+        "rotary_max_wavelength": _FLOAT,
+    },
+}
+_STEPS = ("encoder_sparse_step", "decoder_sparse_step", "sparse_step")
 _ROUTER_NAMES = ("router", "decoder_router")
 ROUTER = {
     "num_experts": _OPTIONAL_SIZE,
@@ -90,12 +119,53 @@ _TOP_K = {
     "second_policy": Field(str, choices=SECOND_POLICIES),
     "second_threshold": _FLOAT,
 }
+
+
+_LOSS_FREE = {
+    "k": Field(int, 1),
+    "gate": Field(str, choices=GATES),
+    "update_rate": _FLOAT,
+}
+
+
+def _fields(cls: type[Router], own: dict[str, Field] | None = None) -> tuple:
+    """A router class, and those fields of `ROUTER` it has besides its own."""
+    names = {*cls.settings, "trainable"}
+    return cls, {k: v for k, v in ROUTER.items() if k in names} | (own or {})
+
+
 # Router classes and their fields, by registered name. What lies above this
 # module enters its own.
 ROUTER_FIELDS: dict[str, tuple[type[Router], dict[str, Field]]] = {
-    "keras_switch>SwitchRouter": (SwitchRouter, ROUTER),
-    "keras_switch>TopKRouter": (TopKRouter, ROUTER | _TOP_K),
-    "keras_switch>ExpertChoiceRouter": (ExpertChoiceRouter, ROUTER),
+    "keras_switch>SwitchRouter": _fields(SwitchRouter),
+    "keras_switch>TopKRouter": _fields(TopKRouter, _TOP_K),
+    "keras_switch>ExpertChoiceRouter": _fields(
+        ExpertChoiceRouter, {"max_experts": _OPTIONAL_SIZE}
+    ),
+    "keras_switch>HashRouter": _fields(
+        HashRouter,
+        {"vocabulary_size": Field(int, 1), "num_hashes": Field(int, 1)},
+    ),
+    "keras_switch>RandomRouter": _fields(RandomRouter),
+    "keras_switch>NoisyTopKRouter": _fields(
+        NoisyTopKRouter, {"k": Field(int, 2), "load_loss_weight": _FLOAT}
+    ),
+    "keras_switch>NoTokenLeftBehindRouter": _fields(
+        NoTokenLeftBehindRouter, {"k": Field(int, 2)}
+    ),
+    "keras_switch>BaseRouter": _fields(BaseRouter),
+    "keras_switch>SoftRouter": _fields(SoftRouter, {"slots": Field(int, 1)}),
+    "keras_switch>LossFreeRouter": _fields(LossFreeRouter, _LOSS_FREE),
+    "keras_switch>GroupLimitedRouter": _fields(
+        GroupLimitedRouter,
+        _LOSS_FREE
+        | {
+            "num_expert_groups": Field(int, 1),
+            "group_limit": Field(int, 1),
+            "group_score": Field(str, choices=GROUP_SCORES),
+            "renormalize": Field(bool),
+        },
+    ),
 }
 _TOKENIZER = {
     "sequence_length": _OPTIONAL_SIZE,
@@ -106,10 +176,18 @@ _TOKENIZER = {
     "trainable": Field(bool),
 }
 _STRINGS_OR_IDS = ("int32", "int64", "string")
-_PREPROCESSOR = {
-    "encoder_sequence_length": _SIZE,
-    "decoder_sequence_length": _SIZE,
-    "trainable": Field(bool),
+_PREPROCESSORS = {
+    "SwitchSeq2SeqLMPreprocessor": {
+        "encoder_sequence_length": _SIZE,
+        "decoder_sequence_length": _SIZE,
+        "trainable": Field(bool),
+    },
+    "SwitchCausalLMPreprocessor": {
+        "sequence_length": _SIZE,
+        "add_start_token": Field(bool),
+        "add_end_token": Field(bool),
+        "trainable": Field(bool),
+    },
 }
 _SENTENCE = re.compile(r"(\w+) must be (.+); received (?:\w+=)?(.+?)\.?")
 
@@ -142,7 +220,7 @@ def read_backbone(
     Args:
         place: Where `config` stands.
         config: As it came.
-        cls: `SwitchBackbone` or a subclass, for its defaults.
+        cls: A backbone of this library or a subclass, for its defaults.
         overrides: Arguments that take the place of those in the file.
         routers: Classes of the user's own that a router may be.
 
@@ -152,12 +230,13 @@ def read_backbone(
     Raises:
         CheckpointError: if they describe no model.
     """
-    others = {name: config.get(name) for name in (*_STEPS, *_ROUTER_NAMES)}
+    known = cls.argument_names
+    others = [n for n in (*_STEPS, *_ROUTER_NAMES) if n in known]
     own = {k: v for k, v in config.items() if k not in others}
-    arguments = _of_layer(place, own, _BACKBONE)
+    arguments = _of_layer(place, own, _BACKBONES[cls.preset_name])
     dtype = overrides.get("dtype")
     arguments["dtype"] = read_dtype(place / "dtype", config.get("dtype"), dtype)
-    for name in others.keys() & config.keys():
+    for name in set(others) & config.keys():
         if name in _STEPS:
             _check_step(place / name, config[name])
             arguments[name] = config[name]
@@ -274,13 +353,20 @@ def _check_absent(place, config, name, value):
 
 
 def read_preprocessor(
-    place: Place, config: Mapping[str, Any]
+    place: Place,
+    config: Mapping[str, Any],
+    name: str = "SwitchSeq2SeqLMPreprocessor",
 ) -> dict[str, Any]:
     """The arguments of a preprocessor, without its tokenizer.
+
+    Args:
+        place: Where `config` stands.
+        config: As it came.
+        name: The class of this package that it is, or is a subclass of.
 
     Raises:
         CheckpointError: if a field is not what it may be.
     """
     own = {k: v for k, v in config.items() if k != "tokenizer"}
     _check_absent(place, own, "config_file", "preprocessor.json")
-    return _of_layer(place, own, _PREPROCESSOR)
+    return _of_layer(place, own, _PREPROCESSORS[name])

@@ -1,4 +1,4 @@
-"""The four classes from a preset folder, without trusting it."""
+"""Models and their parts from a preset folder, without trusting it."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -44,7 +44,7 @@ def load_backbone(
     """Makes a backbone.
 
     Args:
-        cls: `SwitchBackbone` or a subclass.
+        cls: A backbone of this library or a subclass.
         preset: The folder.
         options: See `Options`.
         overrides: Arguments that take the place of those in the folder.
@@ -54,7 +54,7 @@ def load_backbone(
         ValueError: if an override is not.
     """
     place = preset.place(CONFIG)
-    config = config_of(place, preset.json(CONFIG), cls, "SwitchBackbone")
+    config = config_of(place, preset.json(CONFIG), cls, cls.preset_name)
     place = place / "config"
     given = read_backbone(place, config, cls, overrides, options.routers)
     # The policy in `given` is made from that in `overrides`.
@@ -113,8 +113,8 @@ def load_preprocessor(
     if preset.has(PREPROCESSOR):
         place = preset.place(PREPROCESSOR)
         value = preset.json(PREPROCESSOR)
-        config = config_of(place, value, cls, "SwitchSeq2SeqLMPreprocessor")
-        arguments = read_preprocessor(place / "config", config)
+        config = config_of(place, value, cls, cls.preset_name)
+        arguments = read_preprocessor(place / "config", config, cls.preset_name)
         _check_same(place / "config.tokenizer", config, preset, TOKENIZER)
     tokenizer = load_tokenizer(cls.tokenizer_cls, preset, {})
     return cls(**{"tokenizer": tokenizer, **arguments, **overrides})
@@ -126,7 +126,7 @@ def load_task(
     """Makes a task.
 
     Args:
-        cls: `SwitchSeq2SeqLM` or a subclass.
+        cls: A task of this library or a subclass.
         preset: The folder.
         options: See `Options`.
         overrides: `dtype`, `backbone`, `preprocessor`, and arguments of `cls`.
@@ -161,7 +161,7 @@ def _task_config(cls, preset):
     if not preset.has(TASK):
         return {}
     place = preset.place(TASK)
-    config = config_of(place, preset.json(TASK), cls, "SwitchSeq2SeqLM")
+    config = config_of(place, preset.json(TASK), cls, cls.preset_name)
     place = place / "config"
     others = {k: v for k, v in config.items() if k not in _PARTS}
     check_fields(place, others, {"name": Field(str, required=True)})

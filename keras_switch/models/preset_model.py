@@ -4,12 +4,13 @@ from typing import Any
 
 from keras_switch.models.preset_folder import PresetFolder
 from keras_switch.models.preset_loader import Options
-from keras_switch.models.preset_writer import preset_to_write
+from keras_switch.models.preset_writer import is_open, preset_to_write
 from keras_switch.models.presets import PresetListing, find_preset
+from keras_switch.ops.state import is_writer, on_host, wait_for_all
 
 
 class PresetModel:
-    """What `SwitchBackbone` and `SwitchSeq2SeqLM` have in common.
+    """What backbones and tasks have in common.
 
     It stands before KerasHub's class, whose loader looks classes up by what a
     file says.
@@ -17,6 +18,7 @@ class PresetModel:
 
     presets = PresetListing()
     preset_part: str  # as for `preset_to_write`
+    preset_name: str  # the class of this package, also of a subclass
 
     @classmethod
     def from_preset(
@@ -72,10 +74,19 @@ class PresetModel:
     ) -> None:
         """Writes a preset, whole or not at all, with its manifest.
 
+        Where several processes share the model, each of them must call this,
+        and needs memory of the host for all weights; the first one writes.
+
         Args:
             preset_dir: A folder. What is in it already stays, but for the
                 parts of a preset that are written anew.
             max_shard_size: Most gigabytes of one file of weights.
         """
-        with preset_to_write(preset_dir, self.preset_part) as folder:
-            super().save_to_preset(folder, max_shard_size)
+        if is_open(preset_dir):
+            super().save_to_preset(preset_dir, max_shard_size)
+            return
+        with on_host(self.variables):
+            if is_writer():
+                with preset_to_write(preset_dir, self.preset_part) as folder:
+                    super().save_to_preset(folder, max_shard_size)
+        wait_for_all("save_to_preset")

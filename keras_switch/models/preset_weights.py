@@ -13,6 +13,7 @@ import keras
 import numpy as np
 
 from keras_switch.models.preset_arrays import FLOATS, WeightFiles
+from keras_switch.ops.state import placed
 
 _MAX_DEPTH = 32
 
@@ -32,7 +33,7 @@ def load_weights(backbone: Any, files: WeightFiles) -> None:
         CheckpointError: if an array is missing, is left over, has another
             shape or dtype, or is not finite.
     """
-    layers = dict(_layers(backbone))
+    layers = {_stored(name, files): ours for name, ours in _layers(backbone)}
     stores = {group: _variables(layer) for group, layer in layers.items()}
     wanted = {
         f"{group}/vars/{key}": variable
@@ -45,10 +46,21 @@ def load_weights(backbone: Any, files: WeightFiles) -> None:
     for group, store in stores.items():
         if store:
             values = {
-                key: _finite(files, f"{group}/vars/{key}", variable)
+                key: placed(
+                    variable, _finite(files, f"{group}/vars/{key}", variable)
+                )
                 for key, variable in store.items()
             }
             layers[group].load_own_variables(values)
+
+
+def _stored(group, files):
+    """The group as it was named before there were `ExpertDense` layers, in
+    presets from then."""
+    old = group.replace("/expert_dense", "/einsum_dense")
+    if old == group or not any(k.startswith(f"{old}/") for k in files.arrays):
+        return group
+    return old
 
 
 def _check_paths(files, wanted):

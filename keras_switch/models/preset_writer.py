@@ -52,7 +52,7 @@ def preset_to_write(preset_dir: str | os.PathLike, part: str) -> Iterator[str]:
     Returns:
         A context manager giving a folder to save the part into.
     """
-    if os.fspath(preset_dir) == _OPEN.get():
+    if is_open(preset_dir):
         yield _OPEN.get()
         return
     # A link to a folder stays a link.
@@ -69,6 +69,11 @@ def preset_to_write(preset_dir: str | os.PathLike, part: str) -> Iterator[str]:
         parts = [n for n in names if is_part(n) and (folder / n).is_file()]
         manifest = json.dumps(manifest_of(folder, parts), indent=2)
         (folder / MANIFEST).write_text(f"{manifest}\n", encoding="utf-8")
+
+
+def is_open(preset_dir: str | os.PathLike) -> bool:
+    """Whether a part is being saved into the folder of its whole."""
+    return os.fspath(preset_dir) == _OPEN.get()
 
 
 def _take_over(old, new, stale):

@@ -1,7 +1,10 @@
 """Where presets lie: in this package, in folders, and in other layouts."""
 
+import functools
 import os
 from typing import Any, NamedTuple
+
+from keras_switch.files import read_json
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # An installed wheel carries the folder, a checkout has it beside the package.
@@ -15,7 +18,7 @@ class Layout(NamedTuple):
     """How to read model folders that are not Keras presets."""
 
     matches: Any  # folder -> bool
-    load_backbone: Any  # folder, load_weights, **arguments -> SwitchBackbone
+    load_backbone: Any  # folder, load_weights, **arguments -> a backbone
     has_tokenizer: Any  # folder -> bool
     load_tokenizer: Any  # folder, **arguments -> SwitchTokenizer
     download: Any  # handle -> folder, which may hold a Keras preset
@@ -66,10 +69,22 @@ def find_preset(preset: Any) -> Found:
 
 
 class PresetListing:
-    """A class attribute that lists the presets known by a short name."""
+    """A class attribute that lists the presets known by a short name, of
+    models that are, or have, the same backbone."""
 
     def __get__(self, instance: Any, owner: Any) -> dict[str, dict]:
-        return {name: {"path": path} for name, path in preset_paths().items()}
+        backbone = getattr(owner, "backbone_cls", None) or owner
+        wanted = f"keras_switch>{backbone.preset_name}"
+        return {
+            name: {"path": path}
+            for name, path in preset_paths().items()
+            if _class_of(path) == wanted
+        }
+
+
+@functools.cache
+def _class_of(folder):
+    return read_json(os.path.join(folder, "config.json"))["registered_name"]
 
 
 def preset_paths() -> dict[str, str]:

@@ -7,23 +7,20 @@ import keras
 import keras_hub
 
 from keras_switch.layers.attention import RelativePositionBias
-from keras_switch.layers.feed_forward import FeedForward
 from keras_switch.layers.normalization import RMSNorm
-from keras_switch.layers.switch_layer import SwitchLayer
 from keras_switch.layers.transformer_layer import TransformerLayer
 from keras_switch.models.backbone_arguments import (
     check_arguments,
     check_known,
-    plain,
     sparse_stacks,
 )
-from keras_switch.models.preset_loader import load_backbone
 from keras_switch.models.preset_model import PresetModel
-from keras_switch.models.presets import LAYOUTS
+from keras_switch.models.sparse_backbone import SparseBackbone
+from keras_switch.models.spread import check_shapes, spread
 
 
 @keras.saving.register_keras_serializable(package="keras_switch")
-class SwitchBackbone(PresetModel, keras_hub.models.Backbone):
+class SwitchBackbone(PresetModel, SparseBackbone, keras_hub.models.Backbone):
     """The encoder-decoder of Switch Transformers, without its logits.
 
     T5 1.1 with some feed-forwards replaced by mixtures of experts: RMS
@@ -70,6 +67,11 @@ class SwitchBackbone(PresetModel, keras_hub.models.Backbone):
         tie_embedding_weights: Whether the logits share the embedding.
         init_scale: Scale of the initial variance `init_scale / fan_in` of all
             kernels but the logits'. 0.1 as the paper, 1.0 as T5.
+        extra_feed_forward: Whether each sparse layer is followed by a dense
+            feed-forward with a norm and a residual of its own, as in ST-MoE
+            (arXiv 2202.08906).
+        num_shared_experts: Experts of a sparse layer that every token goes to
+            besides those of its routes; see `SwitchLayer`.
         dtype: Dtype or dtype policy of all layers.
         **kwargs: `name` and `trainable`.
 
@@ -112,7 +114,7 @@ class SwitchBackbone(PresetModel, keras_hub.models.Backbone):
         [Switch Transformers (Fedus et al., 2022)](https://arxiv.org/abs/2101.03961)
     """
 
-    preset_part = "backbone"
+    preset_name = "SwitchBackbone"
 
     def __init__(
         self,
@@ -142,6 +144,8 @@ class SwitchBackbone(PresetModel, keras_hub.models.Backbone):
         relative_attention_max_distance: int = 128,
         tie_embedding_weights: bool = True,
         init_scale: float = 0.1,
+        extra_feed_forward: bool = False,
+        num_shared_experts: int = 0,
         dtype: Any = None,
         **kwargs: Any,
     ) -> None:
@@ -149,11 +153,9 @@ class SwitchBackbone(PresetModel, keras_hub.models.Backbone):
         check_known("SwitchBackbone", kwargs, ("name", "trainable"))
         check_arguments(arguments)
         # === Config ===
-        for name, value in arguments.items():
-            setattr(self, name, plain(value))
-        if key_value_dim is None:
-            self.key_value_dim = hidden_dim // num_heads
+        self._keep(arguments)
         # === Layers ===
+        check_shapes(arguments)
         encoder_sparse, decoder_sparse = sparse_stacks(arguments)
         self._make_embedding(dtype)
         self._make_stack("encoder", encoder_sparse, router, dtype)
@@ -178,17 +180,15 @@ class SwitchBackbone(PresetModel, keras_hub.models.Backbone):
             dtype=dtype,
             **kwargs,
         )
+        spread(self)
 
     @property
-    def is_batch_dependent(self) -> bool:
-        """Whether in evaluation a row's output may depend on other rows.
-
-        So it is where a `SwitchLayer` says so of itself.
-        """
-        layers = self.encoder_transformer_layers
-        layers = [*layers, *self.decoder_transformer_layers]
-        found = (layer.feed_forward for layer in layers)
-        return any(getattr(f, "is_batch_dependent", False) for f in found)
+    def stacks(self) -> dict[str, list]:
+        """The transformer layers of `"encoder"` and `"decoder"`."""
+        return {
+            "encoder": self.encoder_transformer_layers,
+            "decoder": self.decoder_transformer_layers,
+        }
 
     def call_encoder(self, token_ids: Any, padding_mask: Any) -> Any:
         """Runs the encoder; the functional model and generation share it.
@@ -204,7 +204,7 @@ class SwitchBackbone(PresetModel, keras_hub.models.Backbone):
         x = self.encoder_embedding_dropout(x)
         position_bias = self.encoder_relative_attention_bias(x)
         for layer in self.encoder_transformer_layers:
-            x = layer(x, padding_mask=padding_mask, position_bias=position_bias)
+            x = layer(x, padding_mask, position_bias, token_ids=token_ids)
         return self.encoder_dropout(self.encoder_layer_norm(x))
 
     def call_decoder(
@@ -255,29 +255,13 @@ class SwitchBackbone(PresetModel, keras_hub.models.Backbone):
                 encoder_padding_mask=encoder_padding_mask,
                 cache=cache,
                 cache_update_index=cache_update_index,
+                token_ids=token_ids,
             )
             if cache is not None:
                 x, cache = x
                 next_caches.append(cache)
         x = self.decoder_dropout(self.decoder_layer_norm(x))
         return (x, next_caches) if next_caches else x
-
-    def _make_embedding(self, dtype):
-        self.token_embedding = keras.layers.ReversibleEmbedding(
-            self.vocabulary_size,
-            self.hidden_dim,
-            tie_weights=self.tie_embedding_weights,
-            embeddings_initializer=keras.initializers.RandomNormal(stddev=1.0),
-            reverse_dtype="float32",
-            name="token_embedding",
-            dtype=dtype,
-        )
-        self.token_embedding.build()
-        embedding = self.token_embedding
-        if not embedding.tie_weights and not embedding.quantization_mode:
-            # Keras draws the logits kernel like the embedding, from N(0, 1).
-            kernel = embedding.reverse_embeddings
-            kernel.assign(kernel * self.hidden_dim**-0.5)
 
     def _make_stack(self, stack, sparse, router, dtype):
         """Makes the layers of the encoder or the decoder, and names them."""
@@ -310,65 +294,19 @@ class SwitchBackbone(PresetModel, keras_hub.models.Backbone):
             setattr(self, f"{stack}_{name}", value)
 
     def _transformer_layer(self, stack, index, sparse, router, dtype):
-        if sparse:
-            feed_forward = self._switch_layer(router or self.router, dtype)
-        else:
-            feed_forward = FeedForward(
-                self.intermediate_dim,
-                activation=self.activation,
-                dropout=self.dropout,
-                init_scale=self.init_scale,
-                name="feed_forward",
-                dtype=dtype,
-            )
+        router = router or self.router
         return TransformerLayer(
-            feed_forward,
+            self._make_feed_forward(sparse, router, dtype),
             self.num_heads,
             self.key_value_dim,
             cross_attention=stack == "decoder",
             dropout=self.dropout,
             layer_norm_epsilon=self.layer_norm_epsilon,
             init_scale=self.init_scale,
+            extra_feed_forward=self._make_extra_feed_forward(sparse, dtype),
             name=f"{stack}_layer_{index}",
             dtype=dtype,
         )
-
-    def _switch_layer(self, router, dtype):
-        return SwitchLayer(
-            self.num_experts,
-            self.intermediate_dim,
-            router=router,
-            dispatch=self.dispatch,
-            capacity_factor=self.capacity_factor,
-            eval_capacity_factor=self.eval_capacity_factor,
-            min_capacity=self.min_capacity,
-            capacity=self.capacity,
-            group_size=self.group_size,
-            activation=self.activation,
-            dropout=self.dropout,
-            expert_dropout=self.expert_dropout,
-            init_scale=self.init_scale,
-            name="feed_forward",
-            dtype=dtype,
-        )
-
-    def get_config(self):
-        config = super().get_config()
-        for name in _ARGUMENTS:
-            config[name] = plain(getattr(self, name))
-        return config
-
-    @classmethod
-    def _from_folder(cls, folder, options, overrides):
-        return load_backbone(cls, folder, options, overrides)
-
-    @classmethod
-    def _from_layout(cls, layout, folder, load_weights, **kwargs):
-        return layout.load_backbone(folder, load_weights, **kwargs)
-
-    def export_to_transformers(self, path: str) -> None:
-        """Writes a new folder that `transformers` loads."""
-        LAYOUTS["hf://"].export(self, path)
 
 
 # Names of the arguments that make up a config.
@@ -377,6 +315,7 @@ _ARGUMENTS = tuple(
     for name in inspect.signature(SwitchBackbone.__init__).parameters
     if name not in ("self", "dtype", "kwargs")
 )
+SwitchBackbone.argument_names = _ARGUMENTS
 
 
 def _inputs():

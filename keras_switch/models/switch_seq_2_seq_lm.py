@@ -4,28 +4,23 @@ from typing import Any
 
 import keras
 import keras_hub
-from keras import ops
 
-from keras_switch.layers.switch_layer import SwitchLayer
-from keras_switch.layers.validation import check_choice, check_number
-from keras_switch.models import generation
 from keras_switch.models.backbone_arguments import check_known
-from keras_switch.models.beam_sampler import BeamSampler
-from keras_switch.models.decoding import decode
 from keras_switch.models.fill_mask import fill_blanks
-from keras_switch.models.generation_inputs import check_request, read_inputs
-from keras_switch.models.preset_loader import load_task
+from keras_switch.models.generation_inputs import ARRAYS
 from keras_switch.models.preset_model import PresetModel
-from keras_switch.models.presets import LAYOUTS
-from keras_switch.models.routing_metrics import RoutingMetrics
+from keras_switch.models.sparse_lm import SparseLM
 from keras_switch.models.switch_backbone import SwitchBackbone
 from keras_switch.models.switch_seq_2_seq_lm_preprocessor import (
     SwitchSeq2SeqLMPreprocessor,
 )
+from keras_switch.models.whole_batches import WholeBatches
 
 
 @keras.saving.register_keras_serializable(package="keras_switch")
-class SwitchSeq2SeqLM(PresetModel, keras_hub.models.Seq2SeqLM):
+class SwitchSeq2SeqLM(
+    PresetModel, SparseLM, WholeBatches, keras_hub.models.Seq2SeqLM
+):
     """A Switch Transformer that is trained on, and generates, text.
 
     The decoder's output times the transposed embedding (scaled by `D ** -0.5`)
@@ -70,7 +65,8 @@ class SwitchSeq2SeqLM(PresetModel, keras_hub.models.Seq2SeqLM):
 
     backbone_cls = SwitchBackbone
     preprocessor_cls = SwitchSeq2SeqLMPreprocessor
-    preset_part = "task"
+    preset_name = "SwitchSeq2SeqLM"
+    input_names = ARRAYS
 
     def __init__(
         self,
@@ -87,223 +83,6 @@ class SwitchSeq2SeqLM(PresetModel, keras_hub.models.Seq2SeqLM):
         inputs = backbone.input
         outputs = self._logits(backbone(inputs)["decoder_sequence_output"])
         super().__init__(inputs=inputs, outputs=outputs, **kwargs)
-
-    def compile(
-        self,
-        optimizer: Any = "auto",
-        loss: Any = "auto",
-        *,
-        weighted_metrics: Any = "auto",
-        sampler: Any = "greedy",
-        routing_metrics: str | None = "layers",
-        z_loss_weight: float = 0.0,
-        **kwargs: Any,
-    ) -> None:
-        """Configures training and generation.
-
-        Args:
-            optimizer: `"auto"` is Adafactor at a constant 0.001, with which T5
-                and Switch Transformers are fine-tuned.
-            loss: `"auto"` is the cross-entropy per target token of weight.
-            weighted_metrics: `"auto"` is the accuracy per target token.
-            sampler: Name or instance of a `keras_hub.samplers.Sampler`;
-                `"beam"` is `keras_switch.BeamSampler`.
-            routing_metrics: `"layers"` logs what the router of each sparse
-                layer did, `"mean"` the mean over the layers, `None` nothing.
-                `evaluate` so returns the fraction that a capacity dropped.
-            z_loss_weight: Weight of the mean of `logsumexp(logits) ** 2` over
-                target tokens, in training only. T5X pre-trains with 1e-4.
-            **kwargs: Other arguments of `keras.Model.compile`.
-        """
-        check_choice("routing_metrics", routing_metrics, _ROUTING_METRICS)
-        check_number("z_loss_weight", z_loss_weight, at_least=0)
-        self._routing_choice = routing_metrics
-        self._z_loss_weight = z_loss_weight
-        if isinstance(optimizer, str) and optimizer == "auto":
-            optimizer = _default_optimizer()
-        if isinstance(loss, str) and loss == "auto":
-            # Keras' default reduction divides by padding, too.
-            loss = keras.losses.SparseCategoricalCrossentropy(
-                from_logits=True, reduction="mean_with_sample_weight"
-            )
-        super().compile(
-            optimizer,
-            loss,
-            weighted_metrics=weighted_metrics,
-            sampler=BeamSampler() if sampler == "beam" else sampler,
-            **kwargs,
-        )
-        self._set_routing_metrics()
-
-    def _set_routing_metrics(self):
-        stacks = (
-            self.backbone.encoder_transformer_layers,
-            self.backbone.decoder_transformer_layers,
-        )
-        layers = {
-            layer.name: layer.feed_forward
-            for stack in stacks
-            for layer in stack
-            if isinstance(layer.feed_forward, SwitchLayer)
-        }
-        # Made once: Keras never forgets a metric that was set on a model.
-        if layers and not hasattr(self, "_routing_metrics"):
-            self._routing_metrics = RoutingMetrics(layers)
-        if layers:
-            self._routing_metrics.per_layer = self._routing_choice == "layers"
-
-    @property
-    def is_batch_dependent(self) -> bool:
-        """See `SwitchBackbone`."""
-        return self.backbone.is_batch_dependent
-
-    @property
-    def metrics(self):
-        metrics = super().metrics
-        if getattr(self, "_routing_choice", None) is not None:
-            return metrics
-        return [m for m in metrics if not isinstance(m, RoutingMetrics)]
-
-    def compute_loss(
-        self,
-        x=None,
-        y=None,
-        y_pred=None,
-        sample_weight=None,
-        training=True,
-    ):
-        # Here, because a metric updated inside a layer is lost on JAX.
-        if self._routing_choice and hasattr(self, "_routing_metrics"):
-            self._routing_metrics.update_state()
-        loss = super().compute_loss(x, y, y_pred, sample_weight, training)
-        if training and self._z_loss_weight:
-            squares = ops.square(ops.logsumexp(y_pred, axis=-1))  # [B, T]
-            loss = loss + self._z_loss_weight * _mean(squares, sample_weight)
-        return loss
-
-    def get_compile_config(self) -> dict:
-        config = super().get_compile_config()
-        if config:
-            config["sampler"] = keras_hub.samplers.serialize(self.sampler)
-            config["routing_metrics"] = self._routing_choice
-            config["z_loss_weight"] = self._z_loss_weight
-        return config
-
-    def compile_from_config(self, config: dict) -> None:
-        """Compiles a model that is loaded, and makes room for its optimizer."""
-        self.compile(**keras.saving.deserialize_keras_object(config))
-        self.optimizer.build(self.trainable_variables)
-
-    def quantize(
-        self,
-        mode: str | None = None,
-        config: Any = None,
-        filters: Any = None,
-        **kwargs: Any,
-    ) -> None:
-        """Quantizes the weights in place; see `keras.Model.quantize`.
-
-        Args:
-            mode: `"int8"`, `"int4"` or `"float8"`.
-            config: A `keras.quantizers.QuantizationConfig`.
-            filters: Which layers.
-        """
-        # Keras' own trips over the tokenizer, a layer that is never built.
-        self.backbone.quantize(mode, config=config, filters=filters, **kwargs)
-        self.train_function = self.test_function = self.predict_function = None
-        self.generate_function = None
-
-    def generate(
-        self,
-        inputs: Any,
-        max_length: int | None = None,
-        stop_token_ids: Any = "auto",
-        strip_prompt: bool = False,
-        *,
-        max_new_tokens: int | None = None,
-        seed: int | None = None,
-        truncate: bool = False,
-        allow_batch_dependent: bool = False,
-        max_cache_bytes: int = 2**32,
-    ) -> Any:
-        """Generates text, or token ids where there is no preprocessor.
-
-        Calls of different sizes share what is compiled: rows and lengths are
-        padded up to a power of two (from 128 on to a multiple of 128), and
-        results cut back. A row does not depend on the rest of its batch,
-        unless experts have a capacity in evaluation (`is_batch_dependent`):
-        then rows and inputs are not padded, and a batch is refused. Several
-        threads may call it; they take turns.
-
-        Args:
-            inputs: A string, a batch of strings, or a dict of them with
-                `encoder_text` and, optionally, `decoder_text`, the prompt.
-                Without preprocessor, a dict of the model's four inputs, whose
-                `decoder_padding_mask` marks the prompt. Or a `tf.data.Dataset`
-                of batches of these. An empty batch gives an empty result.
-            max_length: Length of the decoder's sequence, start and prompt
-                counted; by default the preprocessor's, or that of the arrays.
-            stop_token_ids: Ids that end a sequence, or `None`; `"auto"` is the
-                tokenizer's `</s>`.
-            strip_prompt: Whether to leave the prompt out of the result.
-            max_new_tokens: Most tokens behind the prompt, instead of
-                `max_length`.
-            seed: Makes samplers draw the same each time, whatever was drawn
-                before; what a row draws depends on its place in the batch and
-                on the padded size of it. By default a sampler goes on from its
-                own state.
-            truncate: Whether to cut texts and prompts that are too long for
-                the preprocessor's lengths (or `max_length`), or to refuse
-                them.
-            allow_batch_dependent: Whether to generate for several rows where
-                they change each other's results.
-            max_cache_bytes: Refuse what would take more memory than this (4
-                GiB) for cached keys and values, by an estimate.
-
-        Returns:
-            A string or a list of them; without preprocessor, a dict of
-            `decoder_token_ids` and `decoder_padding_mask`, `[B, T]`. What
-            follows a stop token is left out; masked ids are 0.
-
-        Raises:
-            ValueError: if an argument is not as above; nothing has been run.
-            FloatingPointError: if logits were NaN or infinite.
-        """
-        request = check_request(
-            self,
-            stop_token_ids=stop_token_ids,
-            seed=seed,
-            max_cache_bytes=max_cache_bytes,
-            max_length=max_length,
-            max_new_tokens=max_new_tokens,
-            strip_prompt=strip_prompt,
-            truncate=truncate,
-            allow_batch_dependent=allow_batch_dependent,
-        )
-        batches, is_scalar = read_inputs(inputs, self)
-        outputs = [
-            generation.generate_batch(self, batch, request, part)
-            for part, batch in enumerate(batches)
-        ]
-        if self.preprocessor is None:
-            return generation.join(outputs)
-        texts = [text for batch in outputs for text in batch]
-        return texts[0] if is_scalar else texts
-
-    def generate_step(self, inputs: dict, stop_token_ids: Any = None) -> dict:
-        """Generates from tokens; compiled by `make_generate_function`.
-
-        Args:
-            inputs: A dict of the model's four inputs. `decoder_padding_mask`
-                marks the start token and the prompt.
-            stop_token_ids: Ids that end a sequence, or `None`.
-
-        Returns:
-            A dict of `[B, T]`: `decoder_token_ids`, int; and two masks, bool:
-            `decoder_padding_mask`, true up to the stop token, and
-            `decoder_finite_mask`, false from where logits were not finite.
-        """
-        return decode(self, inputs, stop_token_ids)
 
     def fill_mask(
         self, texts: Any, missing: str = "...", **kwargs: Any
@@ -327,47 +106,3 @@ class SwitchSeq2SeqLM(PresetModel, keras_hub.models.Seq2SeqLM):
                 than the tokenizer has sentinels; or as `generate`.
         """
         return fill_blanks(self, texts, missing, **kwargs)
-
-    def _logits(self, hidden_states):
-        if self.backbone.tie_embedding_weights:
-            # The embedding starts at variance 1, a logits kernel at 1 / D.
-            hidden_states = hidden_states * self.backbone.hidden_dim**-0.5
-        logits = self.backbone.token_embedding(hidden_states, reverse=True)
-        return ops.cast(logits, "float32")  # [B, T, V]
-
-    def export_to_transformers(self, path: str) -> None:
-        """Writes a folder that `transformers` loads: `keras_switch.convert`.
-
-        Args:
-            path: A folder that does not exist yet, or is empty.
-        """
-        LAYOUTS["hf://"].export(self, path)
-
-    @classmethod
-    def _from_folder(cls, folder, options, overrides):
-        return load_task(cls, folder, options, overrides)
-
-    @classmethod
-    def _from_layout(cls, layout, folder, load_weights, **kwargs):
-        own = {k: kwargs.pop(k) for k in ("name", "trainable") if k in kwargs}
-        if "preprocessor" in kwargs:
-            own["preprocessor"] = kwargs.pop("preprocessor")
-        elif layout.has_tokenizer(folder):
-            own["preprocessor"] = cls.preprocessor_cls.from_preset(folder)
-        return cls(layout.load_backbone(folder, load_weights, **kwargs), **own)
-
-
-_ROUTING_METRICS = ("layers", "mean", None)
-
-
-def _default_optimizer():
-    # By name: models do not import optimizers. The package registers it.
-    adafactor = keras.saving.get_registered_object("keras_switch>Adafactor")
-    return adafactor(1e-3) if adafactor else keras.optimizers.Adam(1e-4)
-
-
-def _mean(values, weights):
-    if weights is None:
-        return ops.mean(values)
-    weights = ops.cast(weights, values.dtype)
-    return ops.sum(values * weights) / ops.maximum(ops.sum(weights), 1e-7)

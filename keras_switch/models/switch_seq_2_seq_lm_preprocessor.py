@@ -57,6 +57,7 @@ class SwitchSeq2SeqLMPreprocessor(keras_hub.models.T5Seq2SeqLMPreprocessor):
     backbone_cls = SwitchBackbone
     tokenizer_cls = SwitchTokenizer
     presets = PresetListing()
+    preset_name = "SwitchSeq2SeqLMPreprocessor"
 
     def __init__(
         self,
@@ -118,24 +119,12 @@ class SwitchSeq2SeqLMPreprocessor(keras_hub.models.T5Seq2SeqLMPreprocessor):
         if not truncate:
             texts = x if isinstance(x, dict) else {"encoder_text": x}
             for name, text in texts.items():
-                self._check_length(name, text, lengths[name])
+                check_text_length(name, text, lengths[name], self.tokenizer)
         return super().generate_preprocess(
             x,
             encoder_sequence_length=lengths["encoder_text"],
             decoder_sequence_length=lengths["decoder_text"],
         )
-
-    def _check_length(self, name, texts, longest):
-        texts = [texts] if isinstance(texts, str | bytes) else list(texts)
-        # Each row has one special token: </s> behind a text, <pad> before a
-        # prompt.
-        tokens = [len(ids) + 1 for ids in self.tokenizer(texts)]
-        for row, count in enumerate(tokens):
-            if count > longest:
-                raise ValueError(
-                    f"{name} must have at most {longest} tokens; received "
-                    f"{count} in row {row}. truncate=True cuts longer ones."
-                )
 
     def generate_postprocess(self, x: dict) -> Any:
         """Strings of generated ids, without padding and special tokens.
@@ -149,14 +138,8 @@ class SwitchSeq2SeqLMPreprocessor(keras_hub.models.T5Seq2SeqLMPreprocessor):
         Returns:
             A string, or a list of them.
         """
-        ids = np.asarray(ops.convert_to_numpy(x["decoder_token_ids"]))
-        keep = np.asarray(ops.convert_to_numpy(x["decoder_padding_mask"]))
-        special = self.tokenizer.special_token_ids
-        keep = keep.astype(bool) & ~np.isin(ids, special)
-        if ids.ndim == 1:
-            return self.tokenizer.detokenize(ids[keep].tolist())
-        rows = [row[kept].tolist() for row, kept in zip(ids, keep, strict=True)]
-        return [self.tokenizer.detokenize(row) for row in rows]
+        ids, mask = x["decoder_token_ids"], x["decoder_padding_mask"]
+        return texts_of(ids, mask, self.tokenizer)
 
     def get_config(self) -> dict:
         # The base class leaves the lengths out, and they come back as 1024.
@@ -194,3 +177,48 @@ class SwitchSeq2SeqLMPreprocessor(keras_hub.models.T5Seq2SeqLMPreprocessor):
         """Writes a preset; see `SwitchBackbone.save_to_preset`."""
         with preset_to_write(preset_dir, "preprocessor") as folder:
             super().save_to_preset(folder)
+
+
+def check_text_length(
+    name: str, texts: Any, longest: int, tokenizer: SwitchTokenizer
+) -> None:
+    """Refuses texts of too many tokens.
+
+    Args:
+        name: What the texts are called.
+        texts: A string or a batch of strings.
+        longest: Most tokens, counting the special one that each row has:
+            `</s>` behind a text, `<pad>` before a prompt.
+        tokenizer: Says how many they are.
+
+    Raises:
+        ValueError: naming the text.
+    """
+    texts = [texts] if isinstance(texts, str | bytes) else list(texts)
+    tokens = [len(ids) + 1 for ids in tokenizer(texts)]
+    for row, count in enumerate(tokens):
+        if count > longest:
+            raise ValueError(
+                f"{name} must have at most {longest} tokens; received "
+                f"{count} in row {row}. truncate=True cuts longer ones."
+            )
+
+
+def texts_of(ids: Any, mask: Any, tokenizer: SwitchTokenizer) -> Any:
+    """Strings of ids, without padding and special tokens.
+
+    Args:
+        ids: int `[T]` or `[B, T]`.
+        mask: bool, of the same shape.
+        tokenizer: Knows the strings.
+
+    Returns:
+        A string, or a list of them.
+    """
+    ids = np.asarray(ops.convert_to_numpy(ids))
+    keep = np.asarray(ops.convert_to_numpy(mask)).astype(bool)
+    keep &= ~np.isin(ids, tokenizer.special_token_ids)
+    if ids.ndim == 1:
+        return tokenizer.detokenize(ids[keep].tolist())
+    rows = [row[kept].tolist() for row, kept in zip(ids, keep, strict=True)]
+    return [tokenizer.detokenize(row) for row in rows]
