@@ -7,6 +7,7 @@ import numpy as np
 
 from keras_switch.convert.rules import Entry, variables
 from keras_switch.files import CheckpointError
+from keras_switch.ops import state
 
 # Floats of at most 32 bits; ours are the model's own dtype.
 FLOATS = ("float32", "float16", "bfloat16")
@@ -57,7 +58,7 @@ def assign(
             )
     targets = {variable.path: variable for variable in variables(backbone)}
     for entry in entries:
-        targets[entry.path].assign(_ours(entry, read))
+        state.assign(targets[entry.path], _ours(entry, read))
 
 
 def _check_names(entries, shapes, aliases, file):

@@ -4,7 +4,6 @@ import json
 import math
 import os
 import pathlib
-import re
 from typing import Any
 
 import numpy as np
@@ -12,31 +11,35 @@ from keras import ops
 
 from keras_switch.convert import rules
 from keras_switch.convert.checkpoint import assign, theirs
+from keras_switch.convert.configuration import Configuration
 from keras_switch.convert.hub import download
 from keras_switch.convert.huggingface_config import (
-    Configuration,
     configuration_of,
     read_configuration,
 )
+from keras_switch.convert.safetensors_files import (
+    INDEX,
+    WEIGHTS,
+    Tensors,
+    safetensors_package,
+)
 from keras_switch.files import (
-    CheckpointError,
     atomic_folder,
     file_inside,
     read_json,
 )
 from keras_switch.models import (
     SwitchBackbone,
+    SwitchCausalBackbone,
+    SwitchCausalLM,
     SwitchSeq2SeqLM,
     SwitchTokenizer,
 )
+from keras_switch.models.backbone_arguments import is_decoder_only
 from keras_switch.models.preset_budget import check_size
 from keras_switch.models.presets import LAYOUTS, Layout
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
-_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
-_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-_EMBEDDING, _LOGITS = "shared.weight", "lm_head.weight"
+_EMBEDDING, _LOGITS = rules.embedding_name(rules.HUGGINGFACE), "lm_head.weight"
 _COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 
 
@@ -59,7 +62,7 @@ def load_backbone(
     load_weights: bool = True,
     max_bytes: int | None = None,
     **arguments: Any,
-) -> SwitchBackbone:
+) -> SwitchBackbone | SwitchCausalBackbone:
     """Makes a backbone from a folder in Hugging Face layout.
 
     Weights are read tensor by tensor from memory-mapped files, one file open at
@@ -67,18 +70,19 @@ def load_backbone(
     kernel.
 
     Args:
-        folder: Holds `config.json` of model type `switch_transformers` or
-            `t5`, and `model.safetensors` or its shards and their index.
+        folder: Holds `config.json` of model type `switch_transformers`, `t5`
+            or `mixtral`, and `model.safetensors` or its shards and their index.
         load_weights: Whether to load weights.
         max_bytes: Refuse a model whose weights would take more memory;
             `None`: more than is free.
-        **arguments: Arguments of `SwitchBackbone` to override. Evaluation is
+        **arguments: Arguments of the backbone to override. Evaluation is
             dropless unless a `capacity` is given: a number, or `"checkpoint"`
             for the `expert_capacity` of `config.json`, with which
             `transformers` drops tokens in evaluation as well.
 
     Returns:
-        A `SwitchBackbone`; without a sparse layer for a `t5`.
+        A `SwitchBackbone`, without a sparse layer for a `t5`; or a
+        `SwitchCausalBackbone`.
 
     Raises:
         CheckpointError: if anything is not as it must be.
@@ -92,11 +96,12 @@ def load_backbone(
     arguments = {**configuration.arguments, **arguments}
     check_size(path, arguments, max_bytes)
     # Found before memory is taken for the model.
-    tensors = _Tensors(folder) if load_weights else None
+    tensors = Tensors(folder) if load_weights else None
     if load_weights:
         count = sum(map(math.prod, tensors.shapes.values()))
         check_size(folder, arguments, max_bytes, count)
-    backbone = SwitchBackbone(**arguments)
+    alone = is_decoder_only(arguments)
+    backbone = (SwitchCausalBackbone if alone else SwitchBackbone)(**arguments)
     if load_weights:
         _assign(backbone, configuration, tensors)
         tensors.close()
@@ -113,12 +118,15 @@ def _check_links(folder):
 def _assign(backbone, configuration, tensors):
     entries = rules.entries(backbone, configuration.table)
     shapes = tensors.shapes
-    aliases = {name: _EMBEDDING for name in _COPIES}
+    embedding = rules.embedding_name(configuration.table)
+    aliases = {}
+    if embedding == _EMBEDDING:
+        aliases = {name: embedding for name in _COPIES}
     if backbone.tie_embedding_weights:
-        aliases[_LOGITS] = _EMBEDDING
+        aliases[_LOGITS] = embedding
     elif _LOGITS not in shapes:
         # Tied but not scaled, which is untied with equal kernels.
-        entries = [_from_embedding(entry) for entry in entries]
+        entries = [_from_embedding(entry, embedding) for entry in entries]
     assign(
         backbone,
         entries,
@@ -130,115 +138,10 @@ def _assign(backbone, configuration, tensors):
     )
 
 
-def _from_embedding(entry):
+def _from_embedding(entry, embedding):
     if entry.sources != (_LOGITS,):
         return entry
-    return entry._replace(sources=(_EMBEDDING,))
-
-
-class _Tensors:
-    """The tensors of a folder's safetensors files, by name.
-
-    One file is open at a time: pages of a mapped file that were read count as
-    this process's memory until it is closed.
-    """
-
-    def __init__(self, folder):
-        self.folder = folder
-        self.shapes, self.dtypes, self._paths = {}, {}, {}
-        self._path = self._file = None
-        for name, tensors in _files(folder).items():
-            self._list(folder / name, tensors)
-
-    def _open(self, path):
-        if path != self._path:
-            safetensors = _safetensors()
-            self.close()
-            try:
-                self._file = safetensors.safe_open(path, framework="np")
-            except (OSError, safetensors.SafetensorError) as error:
-                raise CheckpointError(
-                    path, "content", "a whole safetensors file", error
-                ) from None
-            self._path = path
-        return self._file
-
-    def close(self):
-        self._path = self._file = None
-
-    def _list(self, path, expected):
-        file = self._open(path)
-        names = set(file.keys())
-        if expected is not None and names != expected:
-            differ = sorted(names ^ expected)[0]
-            raise CheckpointError(
-                path, differ, "in the file and in its index alike", "one only"
-            )
-        for name in names:
-            part = file.get_slice(name)
-            self.shapes[name] = tuple(part.get_shape())
-            kind = part.get_dtype()
-            self.dtypes[name] = _DTYPES.get(kind, kind)
-            self._paths[name] = path
-
-    def read(self, name):
-        return self._open(self._paths[name]).get_tensor(name)
-
-
-def _safetensors():
-    try:
-        import safetensors
-    except ImportError:
-        raise ImportError(
-            "Checkpoints in Hugging Face layout need safetensors: "
-            'pip install "keras-switch[convert]".'
-        ) from None
-    return safetensors
-
-
-def _files(folder):
-    """File names, and the tensors that the index says are in each."""
-    if (folder / WEIGHTS).is_file():
-        return {WEIGHTS: None}
-    if not (folder / INDEX).is_file():
-        raise _no_weights(folder)
-    index = read_json(folder / INDEX, max_bytes=16 << 20)
-    shards = {}
-    where = index.get("weight_map")
-    if not isinstance(where, dict) or not where:
-        raise CheckpointError(
-            folder / INDEX, "weight_map", "an object of file names", where
-        )
-    for name, shard in where.items():
-        if not isinstance(shard, str) or not _SHARD.fullmatch(shard):
-            raise CheckpointError(
-                folder / INDEX,
-                name,
-                "in a file called model-00001-of-00002.safetensors or so",
-                repr(shard),
-            )
-        shards.setdefault(shard, set()).add(name)
-    for shard in shards:
-        if not (folder / shard).is_file():
-            raise CheckpointError(folder, shard, "there", "no such file")
-    return shards
-
-
-def _no_weights(folder):
-    for name in _PICKLES:
-        if (folder / name).exists():
-            return CheckpointError(
-                folder,
-                name,
-                f"{WEIGHTS}: a pickle can run code and is never opened",
-                "a pickle",
-                "Convert it where you trust it: "
-                'AutoModelForSeq2SeqLM.from_pretrained("...")'
-                '.save_pretrained("...").',
-            )
-    return CheckpointError(
-        folder, WEIGHTS, f"there, or {INDEX}", "neither of them"
-    )
+    return entry._replace(sources=(embedding,))
 
 
 def load_tokenizer(
@@ -261,25 +164,34 @@ def load_tokenizer(
 
 
 def has_tokenizer(folder: str | os.PathLike) -> bool:
-    """Whether a folder holds a tokenizer that can be read."""
+    """Whether a folder holds a tokenizer that can be read.
+
+    Mixtral's, which is Llama's, cannot.
+    """
+    config = read_json(file_inside(folder, "config.json")[0])
+    if config["model_type"] == "mixtral":
+        return False
     files = ("spiece.model", "tokenizer.json")
     return any((pathlib.Path(folder) / name).is_file() for name in files)
 
 
 def export_to_transformers(
-    model: SwitchBackbone | SwitchSeq2SeqLM,
+    model: SwitchBackbone
+    | SwitchSeq2SeqLM
+    | SwitchCausalBackbone
+    | SwitchCausalLM,
     folder: str | os.PathLike,
     max_shard_bytes: int = 5 << 30,
 ) -> None:
     """Writes a model as `transformers` loads it.
 
-    A model without sparse layers and with gated activations is written as a
-    `t5`, any other as `switch_transformers`. The folder is made whole beside
+    A `SwitchCausalBackbone` is written as a `mixtral`; of the others, one
+    without sparse layers and with gated activations as a `t5`, any other as
+    `switch_transformers`. The folder is made whole beside
     its name, then renamed.
 
     Args:
-        model: A `SwitchSeq2SeqLM`, whose tokenizer is written too, or a
-            `SwitchBackbone`.
+        model: A task, whose tokenizer is written too, or a backbone.
         folder: A folder that does not exist yet, or is empty.
         max_shard_bytes: Most bytes of one file.
 
@@ -295,6 +207,8 @@ def export_to_transformers(
         raise FileExistsError(
             f"folder must not exist, or be empty; received {folder}."
         )
+    if configuration.table is rules.MIXTRAL:
+        configuration.config.update(_tokens_of(preprocessor))
     with atomic_folder(folder) as temporary:
         _write(temporary, backbone, configuration, max_shard_bytes)
         if preprocessor is not None:
@@ -303,13 +217,25 @@ def export_to_transformers(
             write_tokenizer(preprocessor.tokenizer, temporary)
 
 
+_SPECIAL = (
+    "bos_token_id",
+    "decoder_start_token_id",
+    "eos_token_id",
+    "pad_token_id",
+)
+
+
+def _tokens_of(preprocessor):
+    """Special tokens of a decoder alone: our tokenizer's, or Mixtral's."""
+    ids = (1, 2, None) if preprocessor is None else (0, 1, 0)
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    return dict(zip(names, ids, strict=True))
+
+
 def _write(folder, backbone, configuration: Configuration, max_shard_bytes):
     _write_json(folder / "config.json", configuration.config)
-    generation = {
-        "decoder_start_token_id": 0,
-        "eos_token_id": 1,
-        "pad_token_id": 0,
-    }
+    config = configuration.config
+    generation = {n: config[n] for n in _SPECIAL if n in config}
     _write_json(folder / "generation_config.json", generation)
     shards = _shards(backbone, configuration, max_shard_bytes)
     width = len(shards)
@@ -355,7 +281,7 @@ def _tensors(backbone, entries):
 
 
 def _save(tensors, path):
-    _safetensors()
+    safetensors_package()
     from safetensors.numpy import save_file
 
     save_file(tensors, path, metadata={"format": "pt"})

@@ -1,78 +1,70 @@
 """`config.json` of `transformers`, read into our arguments and written."""
 
 import os
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 
-from keras_switch.convert import rules
+from keras_switch.convert import mixtral_config, rules
+from keras_switch.convert.configuration import (
+    ConfigField,
+    Configuration,
+    read_field,
+    refuse_unless,
+)
 from keras_switch.files import CheckpointError, read_json
 from keras_switch.layers import SwitchLayer, SwitchRouter, TopKRouter
-from keras_switch.models.preset_config import MAX_LAYERS
+from keras_switch.models import SwitchCausalBackbone
 
-_LARGEST = 2**31 - 1
 # Drops nothing: more slots than any sequence has tokens.
 _NO_CAPACITY = 1 << 20
 
 
-class Configuration(NamedTuple):
-    """What a `config.json` says, in its words and in ours."""
-
-    config: dict  # theirs
-    arguments: dict  # of SwitchBackbone
-    table: rules.Table
-    expert_capacity: int | None  # None for t5
-
-
-class _Field(NamedTuple):
-    kind: type
-    default: Any
-    lowest: float | None = None
-    ours: str | None = None  # the argument it becomes as it is
-
-
 # Defaults are those of `transformers` where a file leaves a field out.
 _COMMON = {
-    "vocab_size": _Field(int, 32128, 1, "vocabulary_size"),
-    "d_model": _Field(int, None, 1, "hidden_dim"),
-    "d_kv": _Field(int, 64, 1, "key_value_dim"),
-    "d_ff": _Field(int, 2048, 1, "intermediate_dim"),
-    "num_layers": _Field(int, None, 1, "num_encoder_layers"),
-    "num_decoder_layers": _Field(int, None, 1, "num_decoder_layers"),
-    "num_heads": _Field(int, None, 1, "num_heads"),
-    "relative_attention_num_buckets": _Field(
+    "vocab_size": ConfigField(int, 32128, 1, "vocabulary_size"),
+    "d_model": ConfigField(int, None, 1, "hidden_dim"),
+    "d_kv": ConfigField(int, 64, 1, "key_value_dim"),
+    "d_ff": ConfigField(int, 2048, 1, "intermediate_dim"),
+    "num_layers": ConfigField(int, None, 1, "num_encoder_layers"),
+    "num_decoder_layers": ConfigField(int, None, 1, "num_decoder_layers"),
+    "num_heads": ConfigField(int, None, 1, "num_heads"),
+    "relative_attention_num_buckets": ConfigField(
         int, 32, 2, "relative_attention_num_buckets"
     ),
-    "relative_attention_max_distance": _Field(
+    "relative_attention_max_distance": ConfigField(
         int, 128, 1, "relative_attention_max_distance"
     ),
-    "dropout_rate": _Field(float, 0.1, 0, "dropout"),
-    "layer_norm_epsilon": _Field(float, 1e-6, 0, "layer_norm_epsilon"),
-    "tie_word_embeddings": _Field(bool, True, None, "tie_embedding_weights"),
+    "dropout_rate": ConfigField(float, 0.1, 0, "dropout"),
+    "layer_norm_epsilon": ConfigField(float, 1e-6, 0, "layer_norm_epsilon"),
+    "tie_word_embeddings": ConfigField(
+        bool, True, None, "tie_embedding_weights"
+    ),
 }
 _SWITCH = {
     **_COMMON,
-    "num_experts": _Field(int, 8, 1, "num_experts"),
-    "num_sparse_encoder_layers": _Field(int, 3, 0),
-    "num_sparse_decoder_layers": _Field(int, 3, 0),
-    "expert_capacity": _Field(int, 64, 1),
-    "router_jitter_noise": _Field(float, 0.01, 0),
-    "router_z_loss_coef": _Field(float, 0.001, 0),
-    "router_aux_loss_coef": _Field(float, 0.001, 0),
-    "router_bias": _Field(bool, False),
-    "dense_act_fn": _Field(str, "relu"),
+    "num_experts": ConfigField(int, 8, 1, "num_experts"),
+    "num_sparse_encoder_layers": ConfigField(int, 3, 0),
+    "num_sparse_decoder_layers": ConfigField(int, 3, 0),
+    "expert_capacity": ConfigField(int, 64, 1),
+    "router_jitter_noise": ConfigField(float, 0.01, 0),
+    "router_z_loss_coef": ConfigField(float, 0.001, 0),
+    "router_aux_loss_coef": ConfigField(float, 0.001, 0),
+    "router_bias": ConfigField(bool, False),
+    "dense_act_fn": ConfigField(str, "relu"),
 }
 _T5 = {
     **_COMMON,
-    "feed_forward_proj": _Field(str, "relu"),
-    "scale_decoder_outputs": _Field(bool, True),
+    "feed_forward_proj": ConfigField(str, "relu"),
+    "scale_decoder_outputs": ConfigField(bool, True),
 }
-_MODEL_TYPES = ("switch_transformers", "t5")
+_MODEL_TYPES = ("switch_transformers", "t5", "mixtral")
 _START, _END = 0, 1  # <pad> and </s>
 
 
 def read_configuration(path: str | os.PathLike) -> Configuration:
-    """Reads a `config.json` of model type `switch_transformers` or `t5`.
+    """Reads a `config.json` of model type `switch_transformers`, `t5` or
+    `mixtral`.
 
     Args:
         path: The file.
@@ -82,7 +74,7 @@ def read_configuration(path: str | os.PathLike) -> Configuration:
 
     Raises:
         CheckpointError: if a field is not what it must be, or says something
-            that a `SwitchBackbone` is not.
+            that no backbone of ours is.
     """
     config = read_json(path)
     kind = config.get("model_type")
@@ -90,8 +82,10 @@ def read_configuration(path: str | os.PathLike) -> Configuration:
         raise CheckpointError(
             path, "model_type", f"one of {', '.join(_MODEL_TYPES)}", repr(kind)
         )
+    if kind == "mixtral":
+        return mixtral_config.read(path, config)
     schema = _SWITCH if kind == "switch_transformers" else _T5
-    fields = {n: _read(path, config, n, f) for n, f in schema.items()}
+    fields = {n: read_field(path, config, n, f) for n, f in schema.items()}
     if fields["num_decoder_layers"] is None:
         fields["num_decoder_layers"] = fields["num_layers"]
     _check_tokens(path, config)
@@ -104,25 +98,6 @@ def read_configuration(path: str | os.PathLike) -> Configuration:
     arguments |= _switch_arguments(path, fields)
     capacity = fields["expert_capacity"]
     return Configuration(config, arguments, rules.HUGGINGFACE, capacity)
-
-
-def _read(path, config, name, field):
-    value = config.get(name, field.default)
-    if value is None and name == "num_decoder_layers":
-        return None
-    kinds = (int, float) if field.kind is float else field.kind
-    is_kind = isinstance(value, kinds)
-    if isinstance(value, bool) and field.kind is not bool:
-        is_kind = False
-    if not is_kind:
-        received = "nothing" if value is None else repr(value)
-        raise CheckpointError(path, name, f"a {field.kind.__name__}", received)
-    if field.lowest is not None and value < field.lowest:
-        raise CheckpointError(path, name, f"at least {field.lowest}", value)
-    highest = MAX_LAYERS if name.endswith("_layers") else _LARGEST
-    if type(value) is int and value > highest:
-        raise CheckpointError(path, name, f"at most {highest}", "more")
-    return value
 
 
 def _check_tokens(path, config):
@@ -206,7 +181,7 @@ def configuration_of(backbone: Any) -> Configuration:
     """The `config.json` of a backbone.
 
     Args:
-        backbone: A `SwitchBackbone`.
+        backbone: A `SwitchBackbone` or a `SwitchCausalBackbone`.
 
     Returns:
         A `Configuration`, without arguments.
@@ -214,10 +189,9 @@ def configuration_of(backbone: Any) -> Configuration:
     Raises:
         ValueError: if `transformers` cannot represent the model, and why.
     """
-    stacks = {
-        "encoder": backbone.encoder_transformer_layers,
-        "decoder": backbone.decoder_transformer_layers,
-    }
+    if isinstance(backbone, SwitchCausalBackbone):
+        return mixtral_config.configuration_of(backbone)
+    stacks = backbone.stacks
     sparse = {
         stack: [i for i, layer in enumerate(layers) if _is_sparse(layer)]
         for stack, layers in stacks.items()
@@ -257,7 +231,7 @@ def _is_sparse(layer):
 
 
 def _t5_fields(backbone):
-    _refuse_unless(
+    refuse_unless(
         backbone.activation in ("relu", "gated-gelu"),
         "A dense model's activation",
         '"relu" or "gated-gelu"',
@@ -271,11 +245,17 @@ def _t5_fields(backbone):
 
 
 def _switch_fields(backbone, layers, sparse):
-    _refuse_unless(
+    refuse_unless(
         backbone.activation == "relu",
         "The activation of a sparse model",
         '"relu": its experts have no gated form',
         repr(backbone.activation),
+    )
+    refuse_unless(
+        not backbone.extra_feed_forward,
+        "extra_feed_forward",
+        "False: a sparse layer has no dense one beside it",
+        "True",
     )
     for layer in layers:
         _check_layer(layer)
@@ -302,25 +282,32 @@ def _switch_fields(backbone, layers, sparse):
 
 def _check_layer(layer):
     router = layer.router
-    _refuse_unless(
-        router.num_choices == 1 and isinstance(router, _TOP_1),
+    refuse_unless(
+        layer.num_shared_experts == 0,
+        "num_shared_experts",
+        "0",
+        str(layer.num_shared_experts),
+    )
+    refuse_unless(
+        # Not a subclass, whose gate may be another.
+        router.num_choices == 1 and type(router) in _TOP_1,
         "The router",
         "top-1 with the softmax as its gate",
         type(router).__name__,
     )
-    _refuse_unless(
+    refuse_unless(
         not router.batch_prioritized or layer.capacity is None,
         "The order of an expert's queue",
         "left to right",
         "batch_prioritized=True",
     )
-    _refuse_unless(
+    refuse_unless(
         layer.capacity is not None or layer.eval_capacity_factor is None,
         "The capacity in evaluation",
         "absent, or a number of slots (capacity)",
         f"eval_capacity_factor={layer.eval_capacity_factor}",
     )
-    _refuse_unless(
+    refuse_unless(
         layer.capacity is None or layer.group_size is None,
         "A group",
         "one sequence where there is a capacity",
@@ -343,11 +330,3 @@ def _num_sparse(stack, depth, indices):
         f"count, one of {', '.join(str(list(c)) for c in unique)}; received "
         f"{indices}."
     )
-
-
-def _refuse_unless(condition, what, wanted, received):
-    if not condition:
-        raise ValueError(
-            f"{what} must be {wanted} for transformers to represent the model;"
-            f" received {received}."
-        )

@@ -9,7 +9,12 @@ from keras_switch.convert.huggingface import is_huggingface
 from keras_switch.convert.huggingface_config import configuration_of
 from keras_switch.convert.t5x import load_t5x
 from keras_switch.convert.upcycle import UnitGateRouter
-from keras_switch.models import SwitchBackbone, SwitchSeq2SeqLM
+from keras_switch.files import file_inside, read_json
+from keras_switch.models import (
+    SwitchBackbone,
+    SwitchCausalLM,
+    SwitchSeq2SeqLM,
+)
 from keras_switch.models.preset_config import ROUTER, ROUTER_FIELDS
 
 # A preset may have this router, too, which lies above what reads presets.
@@ -42,21 +47,29 @@ def kind_of(folder: str | os.PathLike) -> str:
     )
 
 
-def load(folder: str | os.PathLike, **arguments: Any) -> SwitchSeq2SeqLM:
+def load(
+    folder: str | os.PathLike, **arguments: Any
+) -> SwitchSeq2SeqLM | SwitchCausalLM:
     """Makes a model from a folder in any of the layouts, with its weights.
 
     Args:
         folder: See `kind_of`.
-        **arguments: As for `SwitchSeq2SeqLM.from_preset`, or for a T5X
-            checkpoint of `load_t5x`.
+        **arguments: As for `from_preset` of the task, or for a T5X checkpoint
+            of `load_t5x`.
 
     Returns:
-        A `SwitchSeq2SeqLM`, without preprocessor if the folder has no
-        tokenizer.
+        A `SwitchSeq2SeqLM`, or a `SwitchCausalLM` for a decoder alone; without
+        preprocessor if the folder has no tokenizer that can be read.
     """
     if kind_of(folder) == "t5x":
         return SwitchSeq2SeqLM(load_t5x(folder, **arguments))
-    return SwitchSeq2SeqLM.from_preset(os.fspath(folder), **arguments)
+    config = read_json(file_inside(folder, "config.json")[0])
+    alone = (
+        config.get("model_type") == "mixtral"
+        or config.get("registered_name") == "keras_switch>SwitchCausalBackbone"
+    )
+    cls = SwitchCausalLM if alone else SwitchSeq2SeqLM
+    return cls.from_preset(os.fspath(folder), **arguments)
 
 
 def table_of(kind: str, backbone: SwitchBackbone) -> rules.Table:

@@ -1,4 +1,4 @@
-"""Where each weight of a `SwitchBackbone` lies in other layouts: tables.
+"""Where each weight of a backbone lies in other layouts: tables.
 
 A row is `(our path, their name, transposed)`. `{stack}` is `encoder` or
 `decoder`, `{i}` a layer, `{kernel}` one of `wi`, `wi_0`, `wi_1` and `wo`. A
@@ -95,6 +95,34 @@ HUGGINGFACE_T5: Table = (
     *_HF_COMMON,
     *_hf_feed_forward("{kernel}", "DenseReluDense.{kernel}"),
 )
+_MIXTRAL_LAYER: Table = tuple(
+    (f"transformer_layer_{{i}}/{ours}", f"model.layers.{{i}}.{theirs}", turned)
+    for ours, theirs, turned in (
+        ("self_attention_norm/scale", "input_layernorm.weight", False),
+        ("self_attention/query/kernel", "self_attn.q_proj.weight", True),
+        ("self_attention/key/kernel", "self_attn.k_proj.weight", True),
+        ("self_attention/value/kernel", "self_attn.v_proj.weight", True),
+        ("self_attention/output/kernel", "self_attn.o_proj.weight", True),
+        ("feed_forward_norm/scale", "post_attention_layernorm.weight", False),
+        ("feed_forward/router/kernel", "block_sparse_moe.gate.weight", True),
+        *(
+            (
+                f"feed_forward/experts/{ours}/kernel",
+                f"block_sparse_moe.experts.{{e}}.{theirs}.weight",
+                True,
+            )
+            for ours, theirs in (("wi_0", "w1"), ("wi_1", "w3"), ("wo", "w2"))
+        ),
+    )
+)
+# `transformers`, model_type "mixtral". Files hold a tensor for each expert;
+# the model of `transformers` 5 stacks them when it loads.
+MIXTRAL: Table = (
+    ("token_embedding/embeddings", "model.embed_tokens.weight", False),
+    ("token_embedding/reverse_embeddings", "lm_head.weight", True),
+    ("layer_norm/scale", "model.norm.weight", False),
+    *_MIXTRAL_LAYER,
+)
 # T5X and Flaxformer, without the leading "target/".
 T5X: Table = (
     ("token_embedding/embeddings", "token_embedder/embedding", False),
@@ -153,6 +181,16 @@ T5X: Table = (
         )
     ),
     (
+        "{stack}_layer_{i}/extra_feed_forward_norm/scale",
+        "{stack}/layers_{i}/pre_extra_mlp_layer_norm/scale",
+        False,
+    ),
+    (
+        "{stack}_layer_{i}/extra_feed_forward/{kernel}/kernel",
+        "{stack}/layers_{i}/extra_mlp/{kernel}/kernel",
+        False,
+    ),
+    (
         "{stack}_layer_{i}/feed_forward/{kernel}/kernel",
         "{stack}/layers_{i}/mlp/{kernel}/kernel",
         False,
@@ -169,6 +207,7 @@ T5X: Table = (
     ),
 )
 
+EMBEDDING = "token_embedding/embeddings"
 _PLACES = {
     "stack": "encoder|decoder",
     "i": "[0-9]+",
@@ -176,11 +215,17 @@ _PLACES = {
 }
 
 
+def embedding_name(table: Table) -> str:
+    """What a layout calls the embedding."""
+    (name,) = (row[1] for row in table if row[0] == EMBEDDING)
+    return name
+
+
 def entries(backbone: Any, table: Table) -> list[Entry]:
     """Where each weight of a backbone lies in another layout.
 
     Args:
-        backbone: A `SwitchBackbone`.
+        backbone: A backbone of this library.
         table: One of the tables of this module.
 
     Returns:

@@ -261,9 +261,7 @@ def read_arguments(checkpoint: T5XCheckpoint) -> dict[str, Any]:
         CheckpointError: if they follow from none, or do not agree.
     """
     depths = {stack: _depth(checkpoint, stack) for stack in _STACKS}
-    layers = [
-        f"{stack}/layers_{i}" for stack in _STACKS for i in range(depths[stack])
-    ]
+    layers = [f"{s}/layers_{i}" for s in _STACKS for i in range(depths[s])]
     sparse = [layer for layer in layers if layer + _ROUTER in checkpoint.shapes]
     dense = [layer for layer in layers if layer not in sparse]
     gated = any(name.endswith("/wi_0/kernel") for name in checkpoint.shapes)
@@ -291,8 +289,9 @@ def read_arguments(checkpoint: T5XCheckpoint) -> dict[str, Any]:
     )
     names = [f"{layer}/mlp/expert/{wi}" for layer in sparse]
     *_, width = shape(names, num_experts, hidden_dim, "F")
+    extra = _extra(checkpoint, sparse, wi)
     names = [f"{layer}/mlp/{wi}" for layer in dense]
-    _, width = shape(names, hidden_dim, width)
+    _, width = shape(names + extra, hidden_dim, width)
     arguments = {
         "vocabulary_size": vocabulary_size,
         "hidden_dim": hidden_dim,
@@ -303,11 +302,18 @@ def read_arguments(checkpoint: T5XCheckpoint) -> dict[str, Any]:
         "activation": "gated-gelu" if gated else "relu",
         "relative_attention_num_buckets": buckets,
         "tie_embedding_weights": _LOGITS not in checkpoint.shapes,
+        "extra_feed_forward": bool(extra),
     }
     for stack in _STACKS:
         arguments[f"num_{stack}_layers"] = depths[stack]
         arguments[f"{stack}_sparse_step"] = sorted(_layers(sparse, stack))
     return arguments
+
+
+def _extra(checkpoint, sparse, wi):
+    """Kernels of ST-MoE's dense layers, beside all sparse ones or none."""
+    names = [f"{layer}/extra_mlp/{wi}" for layer in sparse]
+    return names if any(name in checkpoint.shapes for name in names) else []
 
 
 def _shape(checkpoint, names, sizes):

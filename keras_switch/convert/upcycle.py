@@ -227,7 +227,7 @@ def _draw_routers(sparse, rng):
     layers = sparse.encoder_transformer_layers
     for layer in [*layers, *sparse.decoder_transformer_layers]:
         router = getattr(layer.feed_forward, "router", None)
-        if router is None:
+        if router is None or not router.trainable_weights:
             continue
         width = router.kernel.shape[0]
         draw = keras.initializers.TruncatedNormal(
