@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
+from keras_switch.layers.routes import RouterMask
 from keras_switch.layers.routing_stats import STATISTICS
 from keras_switch.layers.switch_layer import SwitchLayer
 
@@ -26,6 +27,7 @@ class LayerRouting(NamedTuple):
     name: str  # such as "encoder_layer_1"
     num_tokens: int
     load: np.ndarray  # float64 [E], fraction of edges, before capacity
+    mean_gate: np.ndarray  # float64 [E], of the expert's edges; 0 without any
     max_mean_load: float  # 1 is balanced, E is collapsed
     dropped_fraction: float  # as `RoutingStats`, at the capacity of training
     router_confidence: float  # mean of the largest probability
@@ -36,6 +38,12 @@ class LayerRouting(NamedTuple):
     tokens: tuple[str, ...]  # N
     token_count: np.ndarray  # int64 [N], edges
     token_share: np.ndarray  # float64 [N, E], fraction of the token's edges
+
+    @property
+    def max_violation(self) -> float:
+        """MaxVio, over all batches together: the largest load over the mean,
+        less 1 (Wang et al. 2024, arXiv 2408.15664, section 2.2)."""
+        return self.max_mean_load - 1.0
 
     def top_tokens(self, expert: int, k: int = 8) -> list[tuple[str, float]]:
         """The tokens that an expert sees most often.
@@ -80,9 +88,9 @@ def routing_report(
 
     Args:
         model: Any model with `SwitchLayer`s.
-        batches: Inputs of the model: dicts as a `SwitchBackbone` takes them,
-            or int arrays of token ids `[B, T]`. Layers with "decoder" in
-            their path are matched with `decoder_token_ids`.
+        batches: Inputs of the model: dicts as the backbones take them, or int
+            arrays of token ids `[B, T]`. Layers with "decoder" in their path
+            are matched with `decoder_token_ids`, if there are such.
         id_to_token: Names a token, for instance a tokenizer's method; `None`
             names it by its id.
         num_tokens: How many of the most frequent tokens to tabulate.
@@ -107,6 +115,13 @@ def routing_report(
             "model must have a SwitchLayer; received "
             f"{model.name!r}, which has none."
         )
+    for layer in layers.values():
+        if isinstance(layer.router.routes_spec(), RouterMask):
+            raise ValueError(
+                "model must have routers that choose; received a "
+                f"{type(layer.router).__name__}, which mixes tokens: there are "
+                "no edges to count."
+            )
     counters = {}
     for batch in batches:
         # Dicts keep the order of insertion, which is the order of calls.
@@ -164,7 +179,13 @@ def _recorded(layer, name, seen):
 
     def recording(tokens, valid, **kwargs):
         room = layer.capacity_for(tokens, valid, training=True)
-        routes = call(tokens, valid, capacity=room.slots, quota=room.quota)
+        routes = call(
+            tokens,
+            valid,
+            capacity=room.slots,
+            quota=room.quota,
+            token_ids=kwargs.get("token_ids"),
+        )
         statistics = keras.ops.convert_to_numpy(router.stats.value).copy()
         arrays = [keras.ops.convert_to_numpy(field) for field in routes]
         seen[name] = tokens.shape[1], type(routes)(*arrays), statistics
@@ -181,6 +202,8 @@ def _recorded(layer, name, seen):
 def _token_ids(batch, name):
     if not isinstance(batch, Mapping):
         return batch
+    if "token_ids" in batch:  # a decoder alone
+        return batch["token_ids"]
     stack = "decoder" if "decoder" in name else "encoder"
     return batch[f"{stack}_token_ids"]
 
@@ -192,6 +215,7 @@ class _Counter:
         self._layer = layer
         self._statistics = np.zeros(len(STATISTICS))  # times tokens
         self._edges = 0
+        self._gates = np.zeros(layer.num_experts)  # sums
         self._keys, self._counts = [], []
         self.num_tokens = 0
 
@@ -199,6 +223,7 @@ class _Counter:
         num_experts = self._layer.num_experts
         used = routes.expert_index < num_experts  # [G, M]
         self._edges += int(used.sum())
+        np.add.at(self._gates, routes.expert_index[used], routes.gate[used])
         self.num_tokens += int(statistics[_COUNT])
         self._statistics += statistics[:_COUNT] * statistics[_COUNT]
         # Groups are cut from the flattened batch, in order.
@@ -211,7 +236,8 @@ class _Counter:
 
     def report(self, name, id_to_token, num_tokens):
         ids, table = self._table()
-        load = table.sum(axis=0) / max(self._edges, 1)
+        edges = table.sum(axis=0)
+        load = edges / max(self._edges, 1)
         means = self._statistics / max(self.num_tokens, 1)
         count = table.sum(axis=1)
         order = np.argsort(-count, kind="stable")[:num_tokens]
@@ -221,6 +247,7 @@ class _Counter:
             name=name,
             num_tokens=self.num_tokens,
             load=load,
+            mean_gate=self._gates / np.maximum(edges, 1),
             max_mean_load=float(load.max() * len(load)),
             dropped_fraction=float(means[_DROPPED]),
             router_confidence=float(means[_CONFIDENCE]),

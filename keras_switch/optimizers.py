@@ -195,14 +195,48 @@ class Adafactor(keras.optimizers.Optimizer):
         prefix = variable.path.replace("/", "_")
         # float32 whatever the variable's dtype: in bfloat16 the mean of the
         # squares stops moving once decay is close to 1.
+        shape = tuple(variable.shape)
+        layouts = self._slot_layouts(variable)
         return {
             name: self.add_variable(
-                shape, dtype="float32", name=f"{prefix}_{name}"
+                of_slot,
+                dtype="float32",
+                name=f"{prefix}_{name}",
+                layout=layouts.get(name),
             )
-            for name, shape in self.slot_shapes(
-                tuple(variable.shape), variable.path
-            ).items()
+            for name, of_slot in self.slot_shapes(shape, variable.path).items()
         }
+
+    def _slot_layouts(self, variable):
+        """Slots lie where their variable does."""
+        layout = getattr(variable, "_layout", None)
+        if layout is None:
+            return {}
+        shape = tuple(variable.shape)
+        return {
+            name: keras.distribution.TensorLayout(
+                self.slot_axes(name, shape, variable.path, layout.axes),
+                layout.device_mesh,
+            )
+            for name in self.slot_shapes(shape, variable.path)
+        }
+
+    def slot_axes(
+        self, name: str, shape: tuple[int, ...], path: str, axes: tuple
+    ) -> tuple:
+        """The axes of a mesh that split a slot.
+
+        Args:
+            name: Of the slot, one of `slot_shapes`.
+            shape: Shape of the variable.
+            path: Its path.
+            axes: For each of its axes, what splits it.
+        """
+        plan = self._plan(shape, path)
+        if name not in ("row", "column"):
+            return tuple(axes)
+        small, large = plan.factored
+        return _without(axes, large if name == "row" else small)
 
     def _plan(self, shape, path):
         stacked = (

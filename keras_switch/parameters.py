@@ -1,6 +1,8 @@
 """How large a model is, and what a token costs, without building it."""
 
+import collections
 import inspect
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -12,11 +14,14 @@ from keras_switch.layers.routers import get_router
 from keras_switch.models.backbone_arguments import (
     check_arguments,
     check_known,
-    sparse_stacks,
+    is_decoder_only,
 )
 from keras_switch.models.presets import resolve_preset
 from keras_switch.models.switch_backbone import SwitchBackbone
+from keras_switch.models.switch_causal_backbone import SwitchCausalBackbone
+from keras_switch.models.weight_shapes import weight_shapes
 
+_BACKBONES = (SwitchBackbone, SwitchCausalBackbone)
 _IGNORED = ("name", "trainable", "dtype")
 
 
@@ -28,10 +33,11 @@ def count_parameters(preset_or_config: Any) -> dict[str, int]:
 
     - `total`: all trainable parameters, with the logits kernel of an untied
       model. A tied embedding counts once.
-    - `active`: those that one token uses that goes through the encoder and
-      the decoder: `total` less, in every sparse layer, the experts that the
-      token is not sent to. The embedding counts once, and whole. Where experts
-      choose tokens, a token uses `capacity_factor` of them on average.
+    - `active`: those that one token uses that goes through the encoder, if
+      there is one, and the decoder: `total` less, in every sparse layer, the
+      experts that the token is not sent to. The embedding counts once, and
+      whole. Where experts choose tokens, a token uses `capacity_factor` of
+      them on average.
     - `flops`: operations of one forward pass for one token through the encoder
       and one through the decoder, 2 for each multiply-add: all products with
       a kernel, those of routers and logits included. What grows with the
@@ -41,7 +47,7 @@ def count_parameters(preset_or_config: Any) -> dict[str, int]:
 
     Args:
         preset_or_config: Name or folder of a preset, a dict of arguments of
-            `SwitchBackbone`, or a `SwitchBackbone`.
+            `SwitchBackbone` or `SwitchCausalBackbone`, or one of these.
 
     Returns:
         A dict of ints: `total`, `active`, `flops`.
@@ -56,76 +62,60 @@ def count_parameters(preset_or_config: Any) -> dict[str, int]:
     619339008
     ```
     """
-    config = _arguments(preset_or_config)
-    width, vocabulary = config["hidden_dim"], config["vocabulary_size"]
-    logits = vocabulary * width
-    embedding = logits * (1 if config["tie_embedding_weights"] else 2)
-    total = active = embedding
-    products = logits
-    encoder_sparse, decoder_sparse = sparse_stacks(config)
-    for stack, sparse in (
-        ("encoder", encoder_sparse),
-        ("decoder", decoder_sparse),
-    ):
-        layers = config[f"num_{stack}_layers"]
-        attentions = 1 if stack == "encoder" else 2
-        kernels = layers * attentions * _attention(config)
-        norms = (layers * (attentions + 1) + 1) * width
-        positions = config["relative_attention_num_buckets"]
-        positions *= config["num_heads"]
-        dense = (layers - len(sparse)) * _feed_forward(config)
-        everything, used = _sparse(config, stack, len(sparse))
-        total += kernels + norms + positions + dense + everything
-        active += kernels + norms + positions + dense + used
-        products += kernels + dense + used
+    config = arguments_of(preset_or_config)
+    logits = config["vocabulary_size"] * config["hidden_dim"]
+    total = active = 0
+    products, experts = logits, collections.Counter()
+    for path, shape in weight_shapes(config).items():
+        size = math.prod(shape)
+        total += size
+        layer, is_expert, weight = path.partition("/experts/")
+        if is_expert:
+            experts[layer, weight.endswith("kernel")] += size
+            continue
+        active += size
+        products += size if path.endswith("kernel") else 0
+    for (layer, multiplied), size in experts.items():
+        used = round(_chosen(config, layer) * size / config["num_experts"])
+        active += used
+        products += used if multiplied else 0
     return {"total": total, "active": active, "flops": 2 * products}
 
 
-def _attention(config):
-    width = config["hidden_dim"]
-    heads, head_width = config["num_heads"], config["key_value_dim"]
-    return 4 * width * (heads * (head_width or width // heads))
-
-
-def _feed_forward(config):
-    kernels = 3 if config["activation"].startswith("gated-") else 2
-    return kernels * config["hidden_dim"] * config["intermediate_dim"]
-
-
-def _sparse(config, stack, layers):
-    """Parameters of the sparse layers of a stack: all, and those used."""
-    if not layers:
-        return 0, 0
-    experts = config["num_experts"]
+def _chosen(config, layer):
+    """Experts of a token, on average where experts choose tokens."""
     identifier = config["router"]
-    if stack == "decoder" and config["decoder_router"] is not None:
+    if layer.startswith("decoder") and config["decoder_router"] is not None:
         identifier = config["decoder_router"]
-    # None where experts choose tokens.
-    chosen = get_router(identifier, experts).num_choices
-    chosen = min(chosen or config["capacity_factor"], experts)
-    router = config["hidden_dim"] * experts
-    expert = _feed_forward(config)
-    everything = layers * (router + experts * expert)
-    return everything, layers * (router + round(chosen * expert))
+    chosen = get_router(identifier, config["num_experts"]).num_choices
+    return min(chosen or config["capacity_factor"], config["num_experts"])
 
 
-def _arguments(preset_or_config):
-    """All arguments of the backbone, checked, the left out by default."""
+def arguments_of(preset_or_config: Any) -> dict[str, Any]:
+    """All arguments of a backbone, those left out by their default.
+
+    Args:
+        preset_or_config: As for `count_parameters`.
+
+    Raises:
+        ValueError: if the arguments describe no model.
+    """
     given = preset_or_config
-    if isinstance(given, SwitchBackbone):
+    if isinstance(given, _BACKBONES):
         given = given.get_config()
     elif isinstance(given, str | os.PathLike):
         given = _read_config(given)
     elif not isinstance(given, Mapping):
         raise ValueError(
-            "preset_or_config must be a name, a folder, a dict or a "
-            f"SwitchBackbone; received {preset_or_config!r}."
+            "preset_or_config must be a name, a folder, a dict or a backbone; "
+            f"received {preset_or_config!r}."
         )
     given = {k: v for k, v in given.items() if k not in _IGNORED}
-    parameters = dict(inspect.signature(SwitchBackbone.__init__).parameters)
+    cls = SwitchCausalBackbone if is_decoder_only(given) else SwitchBackbone
+    parameters = dict(inspect.signature(cls.__init__).parameters)
     for name in ("self", "kwargs", "dtype"):
         del parameters[name]
-    check_known("SwitchBackbone", given, parameters)
+    check_known(cls.__name__, given, parameters)
     missing = [
         name
         for name, parameter in parameters.items()
@@ -151,8 +141,9 @@ def _read_config(preset):
         )
     config = read_json(os.path.join(folder, "config.json"))
     name = config.get("registered_name")
-    if name != keras.saving.get_registered_name(SwitchBackbone):
+    if name not in map(keras.saving.get_registered_name, _BACKBONES):
         raise ValueError(
-            f"Preset {preset!r} must hold a SwitchBackbone; received {name!r}."
+            f"Preset {preset!r} must hold a SwitchBackbone or a "
+            f"SwitchCausalBackbone; received {name!r}."
         )
     return config["config"]

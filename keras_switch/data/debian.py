@@ -7,41 +7,25 @@ import json
 import os
 import pathlib
 import re
-import shutil
-import subprocess
 import tarfile
-import tempfile
 import urllib.parse
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from absl import logging
 
 from keras_switch import files
+from keras_switch.data.apt import (
+    AptError,
+    debian_indexes,
+    private_apt,
+    reason,
+    run_apt,
+    stanzas,
+)
 
 _DESCRIPTIONS = "descriptions.json.gz"
 _RECORD = "debian.json"
-
-# Lists and cache of its own, so that it needs no rights and changes nothing.
-# Images for containers switch the translated descriptions off, and have hooks
-# that empty the system's cache.
-_CONFIGURATION = """\
-#clear Acquire::Languages;
-#clear APT::Update::Pre-Invoke;
-#clear APT::Update::Post-Invoke;
-#clear APT::Update::Post-Invoke-Success;
-Acquire::Languages {{ "en"; }};
-Acquire::GzipIndexes "false";
-Acquire::Retries "3";
-Debug::NoLocking "true";
-Dir::State::lists "{folder}/lists";
-Dir::Cache "{folder}/cache";
-"""
-# Root gives its rights up for downloads, to a user who can't write here.
-_AS_ROOT = 'APT::Sandbox::User "root";\n'
-_TARGETS = (
-    "$(ORIGIN)|$(COMPONENT)|$(CREATED_BY)|$(SUITE)|$(VERSION)|$(FILENAME)"
-)
 
 
 class DebianFiles(NamedTuple):
@@ -109,70 +93,18 @@ def _check_digest(path, wanted):
 
 
 def _fetch(patterns, folder):
-    if not (shutil.which("apt-get") and shutil.which("apt-cache")):
-        raise RuntimeError(_advise("apt-get must be installed.", folder))
     with (
-        tempfile.TemporaryDirectory() as private,
+        private_apt(folder) as configuration,
         files.atomic_folder(folder) as new,
     ):
-        configuration = _configure(pathlib.Path(private))
-        try:
-            said = _run(configuration, "apt-get", "-qq", "update").stderr
-            record = {
-                "fetched": datetime.datetime.now(datetime.UTC).isoformat(),
-                "packages": _download(configuration, patterns, new, said),
-                "descriptions": _write_descriptions(configuration, new, said),
-            }
-        except _AptError as error:
-            raise RuntimeError(_advise(error, folder)) from None
+        said = run_apt(configuration, "apt-get", "-qq", "update").stderr
+        record = {
+            "fetched": datetime.datetime.now(datetime.UTC).isoformat(),
+            "packages": _download(configuration, patterns, new, said),
+            "descriptions": _write_descriptions(configuration, new, said),
+        }
         with open(new / _RECORD, "w", encoding="utf-8") as file:
             json.dump(record, file, indent=1)
-
-
-class _AptError(Exception):
-    """What apt could not do."""
-
-
-def _advise(problem, folder):
-    return (
-        f"could not fetch from the Debian archive: {problem}\nThe download is "
-        "needed once. It takes a Debian system whose apt sources name its main "
-        f"section, and a network. Elsewhere, copy the folder {folder} from "
-        "such a machine, or train on text files of your own."
-    )
-
-
-def _configure(private):
-    for name in ("lists/partial", "cache/archives/partial"):
-        (private / name).mkdir(parents=True)
-    text = _CONFIGURATION.format(folder=private)
-    if os.geteuid() == 0:
-        text += _AS_ROOT
-    path = private / "apt.conf"
-    path.write_text(text, encoding="utf-8")
-    return path
-
-
-def _run(configuration, command, *arguments, cwd=None):
-    done = subprocess.run(
-        [command, "-c", str(configuration), *arguments],
-        capture_output=True,
-        encoding="utf-8",
-        errors="replace",
-        env={**os.environ, "LC_ALL": "C"},
-        cwd=cwd,
-    )
-    if done.returncode:
-        said = " ".join([command, *arguments])
-        raise _AptError(f"{said}: {_reason(done.stderr)}")
-    return done
-
-
-def _reason(said):
-    """The first error; the later ones say what followed from it."""
-    lines = [line for line in said.splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("E:")]
-    return [*errors, *lines, "(no message)"][0]
 
 
 def _download(configuration, patterns, folder, said):
@@ -181,7 +113,7 @@ def _download(configuration, patterns, folder, said):
         name = _find(configuration, pattern, said)
         before = set(folder.iterdir())
         logging.info("fetching %s", name)
-        _run(configuration, "apt-get", "-qq", "download", name, cwd=folder)
+        run_apt(configuration, "apt-get", "-qq", "download", name, cwd=folder)
         (path,) = set(folder.iterdir()) - before
         # The colon of an epoch is written as %3a.
         version = urllib.parse.unquote(path.name.split("_")[1])
@@ -193,30 +125,27 @@ def _download(configuration, patterns, folder, said):
 
 def _find(configuration, pattern, said):
     search = ("search", "--names-only", f"^{pattern}$")
-    found = _run(configuration, "apt-cache", *search).stdout.splitlines()
+    found = run_apt(configuration, "apt-cache", *search).stdout.splitlines()
     names = [line.split(" - ")[0] for line in found]
     if not names:
-        raise _AptError(
-            f"no package matches {pattern!r}. apt-get update: {_reason(said)}"
+        raise AptError(
+            f"no package matches {pattern!r}. apt-get update: {reason(said)}"
         )
     return max(names, key=lambda name: [*map(int, re.findall(r"\d+", name))])
 
 
 def _write_descriptions(configuration, folder, said):
-    lists = _run(configuration, "apt-get", "indextargets", "--format", _TARGETS)
     paths = {"Packages": [], "Translations": []}
     entries = []
-    for line in sorted(lists.stdout.splitlines()):
-        origin, component, kind, suite, version, path = line.split("|")
-        if (origin, component) == ("Debian", "main") and kind in paths:
-            paths[kind].append(path)
-            entry = {"suite": suite, "version": version, "index": kind}
-            entries.append(entry | {"sha256": files.sha256(path)})
+    for suite, version, kind, path in debian_indexes(configuration):
+        paths[kind].append(path)
+        entry = {"suite": suite, "version": version, "index": kind}
+        entries.append(entry | {"sha256": files.sha256(path)})
     texts = _join(paths["Packages"], paths["Translations"])
     if not texts:
-        raise _AptError(
+        raise AptError(
             "the sources have no descriptions of the packages of Debian main. "
-            f"apt-get update: {_reason(said)}"
+            f"apt-get update: {reason(said)}"
         )
     path = folder / _DESCRIPTIONS
     # No time stamp: the same descriptions have the same digest.
@@ -227,12 +156,12 @@ def _write_descriptions(configuration, folder, said):
 
 def _join(packages, translations):
     texts = {}
-    for stanza in _stanzas(translations):
+    for stanza in stanzas(translations):
         text = stanza.get("Description-en")
         if text:
             texts.setdefault(stanza["Description-md5"], text)
     chosen = {}
-    for stanza in _stanzas(packages):
+    for stanza in stanzas(packages):
         name = stanza["Package"]
         source = stanza.get("Source", name).split()[0]
         rank = (name != source, name)
@@ -240,24 +169,6 @@ def _join(packages, translations):
         if text and (source not in chosen or rank < chosen[source][0]):
             chosen[source] = (rank, text)
     return {source: chosen[source][1] for source in sorted(chosen)}
-
-
-def _stanzas(paths) -> Iterator[dict[str, str]]:
-    """The fields of each stanza; lines that go on begin with a space."""
-    for path in paths:
-        stanza, name = {}, None
-        with open(path, encoding="utf-8") as file:
-            for line in file:
-                if line.startswith(" "):
-                    stanza[name] += "\n" + line.rstrip()
-                elif line.strip():
-                    name, _, value = line.partition(":")
-                    stanza[name] = value.strip()
-                else:
-                    yield stanza
-                    stanza = {}
-        if stanza:
-            yield stanza
 
 
 def read_descriptions(path: str | os.PathLike) -> list[str]:

@@ -271,6 +271,39 @@ class PrefixLM:
         return np.clip(longest, 1, np.maximum(lengths - 1, 1))
 
 
+class NextToken:
+    """The objective of a decoder alone: every token from those before it.
+
+    There are no inputs but the targets, one place back; they end with eos.
+
+    Call arguments:
+        tokens: integers `[sum(lengths)]`, the examples end to end.
+        lengths: integers `[N]`, each at least `min_tokens`.
+        rng: not used.
+
+    Returns:
+        `Examples`, whose inputs are its targets.
+    """
+
+    min_tokens = 1
+    decoder_only = True
+
+    def __call__(self, tokens, lengths, rng):
+        del rng
+        lengths = np.asarray(lengths, np.int64) + 1
+        targets = append_eos(np.asarray(tokens), lengths)
+        return Examples(targets, lengths, targets, lengths)
+
+    def lengths(self, num_tokens):
+        """The length of a row's targets, eos included, twice.
+
+        Args:
+            num_tokens: an integer or an array of them.
+        """
+        lengths = np.asarray(num_tokens, np.int64) + 1
+        return lengths, lengths
+
+
 def prefix_lm(
     tokens: np.ndarray,
     rng: np.random.Generator,

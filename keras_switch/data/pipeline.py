@@ -30,9 +30,10 @@ class Pipeline:
 
     Args:
         corpus: `TokenizedCorpus`, see `encode_documents`.
-        objective: `SpanCorruption`, `PrefixLM`, or an object with their
-            `min_tokens`, `lengths` and call.
-        input_length: length of the encoder's rows, eos included.
+        objective: `SpanCorruption`, `PrefixLM`, `NextToken` for a decoder
+            alone, or an object with their `min_tokens`, `lengths` and call.
+        input_length: length of the encoder's rows, or of a decoder's alone,
+            eos included.
         target_length: length of the decoder's rows, eos included; None = what
             a full row needs.
         batch_size: rows of a batch.
@@ -105,7 +106,8 @@ class Pipeline:
             otherwise the number of the example within the row, from 1. y are
             the targets, int32 `[B, target_length]`: the decoder's inputs one
             place further, with eos. sample_weight is float32, 1 on targets
-            and 0 on padding.
+            and 0 on padding. For a decoder alone x holds `token_ids` and
+            `padding_mask`, as the decoder's here.
 
         Raises:
             ValueError: if the step is negative.

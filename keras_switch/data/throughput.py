@@ -17,7 +17,8 @@ class Throughput(NamedTuple):
         direct: of `pipeline.batch`, one after the other.
         prefetched: of `pipeline.dataset()`, read by a consumer that does
             nothing else.
-        input_fill: part of the encoder's rows that is not padding.
+        input_fill: part of the encoder's rows that is not padding; of the
+            decoder's where it is alone.
         target_fill: part of the decoder's rows that is not padding.
     """
 
@@ -55,16 +56,15 @@ def _rate(batches):
 
 
 def _count(batch):
-    x = batch[0]
-    return int(
-        np.count_nonzero(x["encoder_padding_mask"])
-        + np.count_nonzero(x["decoder_padding_mask"])
-    )
+    return sum(int(np.count_nonzero(mask)) for mask in _masks(batch))
 
 
 def _fill(batch):
-    x = batch[0]
-    return [
-        np.mean(x[name] > 0)
-        for name in ("encoder_padding_mask", "decoder_padding_mask")
-    ]
+    masks = _masks(batch)
+    return [np.mean(mask > 0) for mask in (masks[0], masks[-1])]
+
+
+def _masks(batch):
+    """Of the encoder and the decoder, or of a decoder alone."""
+    names = ("encoder_padding_mask", "decoder_padding_mask", "padding_mask")
+    return [batch[0][name] for name in names if name in batch[0]]

@@ -12,7 +12,7 @@ import numpy as np
 
 from keras_switch.files import CheckpointError
 from keras_switch.ops.random_state import random_state, set_random_state
-from keras_switch.ops.state import synchronize
+from keras_switch.ops.state import is_writer, process_count, synchronize
 from keras_switch.resume import identity, neighbours, state
 from keras_switch.resume.data_position import StepData, Steps, source_of
 from keras_switch.resume.signals import StopSignals
@@ -151,8 +151,9 @@ class ResumableCheckpoint(keras.callbacks.Callback):
         self._raise_error_of_writer()
         if self._resumed_at:
             self._end_epoch_where_it_would()
+        self._signals.poll(self.step)
         self._save_if_due()
-        if self._signals.received is not None:
+        if self._signals.due:
             self._stop()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
@@ -167,6 +168,7 @@ class ResumableCheckpoint(keras.callbacks.Callback):
             self._save(stopped=bool(self.model.stop_training))
         else:
             self._finish_resuming()
+        self._signals.poll(0)
         self._stop()
 
     @property
@@ -287,10 +289,13 @@ class ResumableCheckpoint(keras.callbacks.Callback):
             self.model.stop_training = _END_OF_EPOCH
 
     def _save_if_due(self):
-        told = self._signals.received is not None
+        told = self._signals.due
         if self._source is None and self._done:
             return
-        if self._writing is not None and not told:
+        # The one of several processes that writes must not skip what the
+        # others do not.
+        busy = self._writing is not None and process_count() == 1
+        if busy and not told:
             return
         new = self.step - self._saved_step
         if new >= self.save_every or (told and new):
@@ -366,6 +371,8 @@ def _write(
     arrays: dict[str, np.ndarray],
 ) -> None:
     """The part that runs beside training."""
+    if not is_writer():
+        return
     bad = state.non_finite(arrays)
     if bad:
         warnings.warn(

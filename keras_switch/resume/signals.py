@@ -7,8 +7,12 @@ from typing import Any
 
 import keras
 
+from keras_switch.ops.state import largest, process_count
+
 # What `sysexits.h` calls a temporary failure: try again.
 EXIT_CODE = 75
+# Steps after which processes that train together ask each other.
+_ASK_EVERY = 10
 
 
 class StopSignals:
@@ -21,18 +25,31 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self.due = False
         self._model: Any = None
         self._before: dict[int, Any] = {}
 
     def install(self, model: keras.Model) -> None:
         """Notes signals from now on, as long as `model.fit` runs."""
-        self.received = None
+        self.received, self.due = None, False
         self._model = model
         if threading.current_thread() is not threading.main_thread():
             return
         for number in (signal.SIGTERM, signal.SIGINT):
             before = signal.signal(number, self._note)
             self._before[number] = before or signal.SIG_DFL
+
+    def poll(self, step: int) -> None:
+        """Finds out whether to stop before a step: then `due` is true.
+
+        Processes that train together stop before the same step, whichever of
+        them was told to.
+        """
+        if process_count() > 1 and step % _ASK_EVERY == 0:
+            self.received = largest(self.received or 0) or None
+            self.due = self.received is not None
+        elif process_count() == 1:
+            self.due = self.received is not None
 
     def restore(self) -> None:
         """Puts back what was there before."""
@@ -50,7 +67,7 @@ class StopSignals:
         if self.received is not None:
             name = signal.Signals(self.received).name
             print(f"{name}: stopped; to go on, start again.", file=sys.stderr)
-            self.received = None
+            self.received, self.due = None, False
             raise SystemExit(EXIT_CODE)
 
     def _note(self, number, frame):

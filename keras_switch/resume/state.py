@@ -8,7 +8,8 @@ import keras
 import numpy as np
 
 from keras_switch.files import CheckpointError
-from keras_switch.ops.state import synchronize
+from keras_switch.ops.state import assign as assign_array
+from keras_switch.ops.state import fetched, synchronize
 
 # Parts of the state. Metrics count from the start of an epoch.
 MODEL, OPTIMIZER, METRICS, SEEDS = "model", "optimizer", "metrics", "seeds"
@@ -62,25 +63,18 @@ def copy_to_host(
 
     Returns:
         NumPy arrays by the same names; later steps do not change them.
-
-    Raises:
-        ValueError: for a variable that is spread over several processes.
+        Variables that are spread over processes come whole to each of them.
     """
     synchronize(model)
     values = {name: variable.value for name, variable in variables.items()}
-    for name, value in values.items():
-        if not getattr(value, "is_fully_addressable", True):
-            raise ValueError(
-                "ResumableCheckpoint needs variables that this process holds "
-                f"whole; received {name}, which is spread over several "
-                "processes."
-            )
+    for value in values.values():
         # Starts all the copies from a JAX accelerator before waiting for one.
-        getattr(value, "copy_to_host_async", lambda: None)()
+        if getattr(value, "is_fully_addressable", False):
+            value.copy_to_host_async()
     return {
         # On a CPU a tensor and its array may share memory, which the next
         # step writes to.
-        name: np.array(keras.ops.convert_to_numpy(value), copy=True)
+        name: np.array(fetched(value), copy=True)
         for name, value in values.items()
     }
 
@@ -120,7 +114,7 @@ def assign(
         for name in wanted
     }
     for name, array in staged.items():
-        variables[name].assign(array)
+        assign_array(variables[name], array)
 
 
 def non_finite(arrays: dict[str, np.ndarray]) -> list[str]:
