@@ -1,6 +1,7 @@
 r"""Measures the library's parts, and rivals beside them.
 
     python train/benchmark.py --what=layer
+    python train/benchmark.py --what=profile --sides=ours,dense
     python train/benchmark.py --what=step
     python train/benchmark.py --what=generate
     python train/benchmark.py --what=decode
@@ -13,6 +14,9 @@ r"""Measures the library's parts, and rivals beside them.
 layer: a SwitchLayer beside the rivals that --against names, forward in
     evaluation and forward + backward in training, over a grid of experts,
     tokens, widths and dtypes.
+profile: which operations the time of such a call goes into, as the profiler of
+    the backend sees it, for each of --sides and --calls. Wall ms add up to that
+    time; in thread ms two threads at once count twice (torch shows but one).
 step: a training step of a model of 4 + 4 layers beside that of transformers,
     with Adafactor, from the same weights.
 generate: greedy generation beside that of transformers, on the same weights
@@ -36,7 +40,6 @@ generate and decode each side has a process of its own; they are asked in turns,
 that did not do the same work, or whose results differ.
 """
 
-import itertools
 import json
 import os
 
@@ -44,55 +47,43 @@ from absl import flags as absl_flags
 
 from keras_switch_train import corpus, flags, heap
 
+_ALL = "layer plan flops data profile step generate decode convert checkpoint"
 _WHAT = absl_flags.DEFINE_enum(
-    "what",
-    "layer",
-    [
-        "layer",
-        "plan",
-        "flops",
-        "data",
-        "step",
-        "generate",
-        "decode",
-        "convert",
-        "checkpoint",
-    ],
-    "What to measure.",
+    "what", "layer", _ALL.split(), "What to measure."
 )
 _EXPERTS = absl_flags.DEFINE_multi_integer(
     "experts",
     None,
     "Number of experts; may be given several times. Default: 8 and 32 for "
-    "layer, 8 for step and generate, 8 to 128 for decode, 8 to 256 for flops, "
-    "8, 128 and 2048 for plan.",
+    "layer and profile, 8 for step and generate, 8 to 128 for decode, 8 to 256 "
+    "for flops, 8, 128 and 2048 for plan.",
     lower_bound=1,
 )
 _TOKENS = absl_flags.DEFINE_multi_integer(
     "tokens",
     None,
-    "Tokens of a call; for layer it may be given several times. Default: 512 "
-    "for layer, 4,096 for flops, 65,536 for plan.",
+    "Tokens of a call; for layer and profile it may be given several times. "
+    "Default: 512 for them, 4,096 for flops, 65,536 for plan.",
     lower_bound=1,
 )
 _HIDDEN_DIM = absl_flags.DEFINE_integer(
     "hidden_dim",
     None,
-    "Width of a token. Default: 768 for layer, 128 for flops.",
+    "Width of a token. Default: 768, 128 for flops, 256 for decode.",
     lower_bound=1,
 )
 _INTERMEDIATE_DIM = absl_flags.DEFINE_multi_integer(
     "intermediate_dim",
     None,
-    "Width of an expert; for layer it may be given several times. Default: "
-    "2,048 for flops, 1,024 for decode, 3,072 elsewhere.",
+    "Width of an expert; for layer and profile it may be given several times. "
+    "Default: 2,048 for flops, 1,024 for decode, 3,072 elsewhere.",
     lower_bound=1,
 )
 _DTYPES = absl_flags.DEFINE_multi_enum(
     "dtypes",
     None,
     ["float32", "bfloat16"],
-    "layer: may be given several times. Default: --dtype.",
+    "layer, profile: may be given several times. Default: --dtype.",
 )
 _AGAINST = absl_flags.DEFINE_list(
     "against",
@@ -104,16 +95,32 @@ _TRAINING = absl_flags.DEFINE_enum(
     "training",
     "capacity",
     ["capacity", "dropless"],
-    "layer, step: train with capacity factor 1.25, or drop nothing.",
+    "layer, profile, step: train with capacity factor 1.25, or drop nothing.",
 )
 _EVALUATION = absl_flags.DEFINE_enum(
     "evaluation",
     "dropless",
     ["capacity", "dropless"],
-    "layer: evaluate with capacity factor 1.25, or drop nothing.",
+    "layer, profile: evaluate with capacity factor 1.25, or drop nothing.",
 )
 _REPEATS = absl_flags.DEFINE_integer(
-    "repeats", 9, "Calls of each function that are timed.", lower_bound=1
+    "repeats",
+    None,
+    "Calls of each function that are timed. Default: 9. profile: that are "
+    "traced, 5.",
+    lower_bound=1,
+)
+_SIDES = absl_flags.DEFINE_list(
+    "sides",
+    None,
+    "profile: whose layer, of ours, dense, transformers, keras_hub, einsum. "
+    "Default: ours,dense.",
+)
+_CALLS = absl_flags.DEFINE_multi_enum(
+    "calls",
+    None,
+    ["forward", "training"],
+    "profile: which kind; may be given several times. Default: both.",
 )
 
 # What it may be compared with; the first ones are the default.
@@ -130,6 +137,7 @@ def main() -> None:
 
     functions = {
         "layer": _layer,
+        "profile": _profile,
         "step": _step,
         "generate": _generate,
         "decode": _decode,
@@ -139,10 +147,11 @@ def main() -> None:
         "convert": _convert,
         "checkpoint": _checkpoint,
     }
-    packages = ("torch", "transformers")
+    others = (_SIDES.value or ()) if _WHAT.value == "profile" else _rivals()
+    packages = ("torch", "transformers") if "transformers" in others else ()
     head = {
         "what": _WHAT.value,
-        **measure.header(packages if "transformers" in _rivals() else ()),
+        **measure.header(packages),
         "heap": _heap(),
         "load at start": _load(),
     }
@@ -206,49 +215,53 @@ def _layer():
     from keras_switch_train import layer_speed
 
     rivals = _rivals()
-    if (_TRAINING.value, _EVALUATION.value) == ("dropless", "capacity"):
-        raise flags.UsageError(
-            "--evaluation=capacity needs --training=capacity: a layer that "
-            "trains without a capacity has none."
-        )
     if (list(rivals), _TRAINING.value) == (["einsum"], "dropless"):
         raise flags.UsageError(
             "--against=einsum needs --training=capacity: without a capacity it "
             "is the same code as ours."
         )
-    for tokens in _TOKENS.value or ():
-        if tokens > layer_speed.ROW and tokens % layer_speed.ROW:
-            raise flags.UsageError(
-                f"--tokens must be at most {layer_speed.ROW} or a multiple of "
-                f"it, the tokens of a row; received {tokens}."
-            )
-    dtypes = _DTYPES.value or [flags.DTYPE.value]
-    if dtypes[0] not in layer_speed.TOLERANCE:
-        raise flags.UsageError(
-            "--dtype must be float32 or bfloat16 with --what=layer; received "
-            f"{dtypes[0]}."
-        )
+    return [
+        row
+        for cell in _cells()
+        for row in layer_speed.compare(cell, rivals, *_how())
+    ]
+
+
+def _profile():
+    """The operations of a layer, over the same grid."""
+    from keras_switch_train import profile_layer
+
+    sides = ["ours", "dense"] if _SIDES.value is None else _SIDES.value
+    kinds = _CALLS.value or ["forward", "training"]
+    return [
+        row
+        for cell in _cells()
+        for row in profile_layer.profile(cell, sides, kinds, *_how(5))
+    ]
+
+
+def _cells():
+    """The grid that the flags ask for."""
+    from keras_switch_train import layer_speed
+
     factors = [
         None if flag.value == "dropless" else 1.25
         for flag in (_TRAINING, _EVALUATION)
     ]
-    rows = []
-    for experts, tokens, inner, dtype in itertools.product(
+    return layer_speed.grid(
         _EXPERTS.value or (8, 32),
         _TOKENS.value or (512,),
+        _HIDDEN_DIM.value or 768,
         _INTERMEDIATE_DIM.value or (3072,),
-        dtypes,
-    ):
-        width = _HIDDEN_DIM.value or 768
-        cell = layer_speed.Cell(experts, tokens, width, inner, dtype, *factors)
-        rows += layer_speed.compare(
-            cell,
-            rivals,
-            flags.BACKEND.value,
-            _REPEATS.value,
-            flags.RETAIN_HEAP.value,
-        )
-    return rows
+        _DTYPES.value or [flags.DTYPE.value],
+        factors,
+    )
+
+
+def _how(repeats=9):
+    """The backend, how many calls, and whether freed memory is kept."""
+    calls = _REPEATS.value or repeats
+    return flags.BACKEND.value, calls, flags.RETAIN_HEAP.value
 
 
 def _step():
@@ -264,12 +277,7 @@ def _step():
             _one(_INTERMEDIATE_DIM, 3072),
             capacity_factor=None if _TRAINING.value == "dropless" else 1.25,
         )
-        rows += step_speed.compare(
-            shape,
-            flags.BACKEND.value,
-            _REPEATS.value,
-            flags.RETAIN_HEAP.value,
-        )
+        rows += step_speed.compare(shape, *_how())
     return rows
 
 
@@ -284,7 +292,7 @@ def _plan():
             "--experts: (experts + 1) * tokens must be below 2**31; received "
             f"{max(numbers)} experts and {tokens} tokens."
         )
-    return compiled_cost.plan(tokens, numbers, _REPEATS.value)
+    return compiled_cost.plan(tokens, numbers, _how()[1])
 
 
 def _one(flag, default):
@@ -330,9 +338,7 @@ def _generate():
                 _one(_INTERMEDIATE_DIM, 3072),
             ),
             [(1, 64), (8, 256)],
-            flags.BACKEND.value,
-            _REPEATS.value,
-            flags.RETAIN_HEAP.value,
+            *_how(),
         )
     return rows
 
@@ -351,9 +357,7 @@ def _decode():
                 new_tokens=128,
             ),
             [(1, 8), (8, 8)],
-            flags.BACKEND.value,
-            _REPEATS.value,
-            flags.RETAIN_HEAP.value,
+            *_how(),
             rival=False,
         )
     return rows
@@ -363,7 +367,7 @@ def _checkpoint():
     """What checkpoints add to a training."""
     from keras_switch_train import checkpoint_cost
 
-    return [checkpoint_cost.measure_saves(10, _REPEATS.value)]
+    return [checkpoint_cost.measure_saves(10, _how()[1])]
 
 
 def _convert():

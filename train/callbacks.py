@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import time
+from collections.abc import Sequence
 
 import keras
 from absl import logging
@@ -73,10 +74,17 @@ class Report(keras.callbacks.Callback):
     Args:
         limit: The `StopAfter` of this training.
         tokens_per_step: Tokens of a batch without padding.
+        shown: Names in the logs to print as well.
     """
 
-    def __init__(self, limit: StopAfter, tokens_per_step: float):
+    def __init__(
+        self,
+        limit: StopAfter,
+        tokens_per_step: float,
+        shown: Sequence[str] = (),
+    ):
         super().__init__()
+        self.shown = shown
         self.limit = limit
         self.tokens_per_step = tokens_per_step
         self.console = Console(soft_wrap=True)
@@ -123,14 +131,18 @@ class Report(keras.callbacks.Callback):
         logs["step"] = self.step
         logs["steps_per_second"] = rate
         logs["tokens_per_second"] = rate * self.tokens_per_step
-        self.console.print(_line(logs), highlight=False)
+        self.console.print(_line(logs, self.shown), highlight=False)
 
 
-def _line(logs):
+def _line(logs, shown=()):
     parts = [f"step {logs['step']:6,d}"]
     if "val_loss" in logs:
         parts.append(f"held-out loss {logs['val_loss']:.4f}")
     parts.append(f"loss {logs['loss']:.4f}")
+    for name in shown:
+        if name != "val_loss" and name in logs:
+            title = name.removeprefix("val_").replace("_", " ")
+            parts.append(f"held-out {title} {logs[name]:.1f}")
     for statistic, title, form in (
         ("dropped_fraction", "dropped", "{:.1%}"),
         ("max_mean_load", "max/mean load", "{:.2f}"),

@@ -28,13 +28,16 @@ def load() -> Documents:
         return Documents(*data.split_documents(documents))
 
 
-def make_tokenizer(documents: list, vocabulary_size: int, folder: str) -> Any:
+def make_tokenizer(
+    documents: list, vocabulary_size: int, folder: str, flag: str = "corpus"
+) -> Any:
     """The tokenizer of `--preset`, or one trained on the documents.
 
     Args:
         documents: The training side.
         vocabulary_size: Of the model, sentinels included.
         folder: Where to write the vocabulary.
+        flag: Which one is to blame if it can't be trained on them.
 
     Returns:
         A `SwitchTokenizer`.
@@ -48,7 +51,7 @@ def make_tokenizer(documents: list, vocabulary_size: int, folder: str) -> Any:
         return tokenizer
     path = os.path.join(folder, _VOCABULARY)
     logging.info("training a SentencePiece vocabulary")
-    with flags.blame("corpus"):
+    with flags.blame(flag):
         texts = (document.text for document in documents)
         pieces = vocabulary_size - _NUM_SENTINELS
         data.train_sentencepiece(texts, pieces, path)
@@ -86,12 +89,34 @@ def make_pipeline(documents: list, tokenizer: Any, folder: str) -> Any:
         )
 
 
+def save(model: Any, tokenizer: Any, pipeline: Any, workdir: str) -> None:
+    """Writes the preset, which cuts texts to the lengths of training.
+
+    Args:
+        model: Without a preprocessor; it gets one.
+        tokenizer: A `SwitchTokenizer`.
+        pipeline: What the model was trained on.
+        workdir: As `--workdir`.
+    """
+    lengths = {
+        "encoder_sequence_length": pipeline.input_length,
+        "decoder_sequence_length": pipeline.target_length,
+    }
+    if "encoder_token_ids" not in model.input_names:
+        lengths = {"sequence_length": pipeline.target_length}
+    model.preprocessor = model.preprocessor_cls(tokenizer, **lengths)
+    path = os.path.join(workdir, "preset")
+    model.save_to_preset(path)
+    logging.info("saved %s", path)
+
+
 def tokens_per_step(pipeline: Any, steps: int = 8) -> float:
     """Mean tokens of a batch, inputs and targets, without padding."""
     masks = [
-        pipeline.batch(step)[0][f"{stack}_padding_mask"]
+        array
         for step in range(steps)
-        for stack in ("encoder", "decoder")
+        for name, array in pipeline.batch(step)[0].items()
+        if name.endswith("padding_mask")
     ]
     return sum(int((mask > 0).sum()) for mask in masks) / steps
 
@@ -109,6 +134,8 @@ def make_objective(tokenizer: Any) -> Any:
 
     if flags.OBJECTIVE.value == "prefix_lm":
         return data.PrefixLM()
+    if flags.OBJECTIVE.value == "next_token":
+        return data.NextToken()
     return data.SpanCorruption(tokenizer.vocabulary_size())
 
 

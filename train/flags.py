@@ -81,9 +81,34 @@ CORPUS = flags.DEFINE_string(
 OBJECTIVE = flags.DEFINE_enum(
     "objective",
     "span_corruption",
-    ["span_corruption", "prefix_lm"],
-    "span_corruption: fill in blanks. prefix_lm: go on with a text.",
+    ["span_corruption", "prefix_lm", "next_token"],
+    "span_corruption: fill in blanks. prefix_lm: go on with a text. "
+    "next_token: the same without an encoder, for presets such as "
+    "switch_causal_mini.",
 )
+MESH = flags.DEFINE_list(
+    "mesh",
+    [],
+    "Axes of a mesh of devices and their sizes: batch:4,model:2 splits batches "
+    "over 4 devices and every layer over 2. batch:8 splits batches alone.",
+)
+LAYOUT = flags.DEFINE_enum(
+    "layout",
+    "expert",
+    ["expert", "data"],
+    "expert: experts are split over the axis called expert, or else over that "
+    "of batches, and tokens travel. data: each device has all experts.",
+)
+COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "Where process 0 listens to the others: host:port."
+)
+NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", 1, "Processes that train together.", lower_bound=1
+)
+PROCESS_ID = flags.DEFINE_integer(
+    "process_id", 0, "Which of them this is.", lower_bound=0
+)
+OF_MESH = ("mesh", "layout", "coordinator", "num_processes", "process_id")
 RETAIN_HEAP = flags.DEFINE_bool(
     "retain_heap",
     True,

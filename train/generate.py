@@ -5,7 +5,8 @@ r"""Fills in blanks, or goes on with a text.
 
 prints each prompt and the model's answer; where a prompt has blanks, written
 <extra_id_0>, <extra_id_1> and so on, also the text with the blanks filled in.
-Without --prompt, prompts are read from standard input, one a line.
+A preset of a decoder alone goes on with the prompt. Without --prompt, prompts
+are read from standard input, one a line.
 """
 
 import sys
@@ -56,13 +57,13 @@ def main() -> None:
         )
 
     # Model.
-    from keras_switch import models
+    from keras_switch import convert
     from keras_switch.models.fill_mask import fill_in, number_blanks
+    from keras_switch.models.presets import find_preset
 
     with flags.blame("preset"):
-        lm = models.SwitchSeq2SeqLM.from_preset(
-            flags.PRESET.value, dtype=flags.DTYPE.value
-        )
+        folder = find_preset(flags.PRESET.value).folder
+        lm = convert.load(folder, dtype=flags.DTYPE.value)
     if lm.preprocessor is None:
         raise flags.UsageError(
             "--preset must have a tokenizer; it holds a model alone."

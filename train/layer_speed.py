@@ -4,14 +4,16 @@
 they are asked in turns.
 """
 
+import itertools
 import json
 import os
 import tempfile
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_switch_train import workers
+from keras_switch_train import flags, workers
 
 RIVALS = ("dense", "transformers", "keras_hub", "einsum")
 KINDS = ("forward", "training")
@@ -34,6 +36,45 @@ class Cell(NamedTuple):
     dtype: str = "float32"
     capacity_factor: float | None = 1.25  # None: dropless
     eval_capacity_factor: float | None = None
+
+
+def grid(
+    experts: Iterable[int],
+    tokens: Iterable[int],
+    hidden_dim: int,
+    intermediate_dim: Iterable[int],
+    dtypes: Iterable[str],
+    factors: tuple[float | None, float | None],
+) -> Iterator[Cell]:
+    """Every entry of the grid that the flags of these names ask for.
+
+    Args:
+        factors: Of the capacity in training and in evaluation.
+
+    Raises:
+        UsageError: if one cannot be measured.
+    """
+    if factors[0] is None and factors[1] is not None:
+        raise flags.UsageError(
+            "--evaluation=capacity needs --training=capacity: a layer that "
+            "trains without a capacity has none."
+        )
+    for number in tokens:
+        if number > ROW and number % ROW:
+            raise flags.UsageError(
+                f"--tokens must be at most {ROW} or a multiple of it, the "
+                f"tokens of a row; received {number}."
+            )
+    for dtype in dtypes:
+        if dtype not in TOLERANCE:
+            raise flags.UsageError(
+                f"--dtype must be {' or '.join(TOLERANCE)} for a layer; "
+                f"received {dtype}."
+            )
+    for number, count, inner, dtype in itertools.product(
+        experts, tokens, intermediate_dim, dtypes
+    ):
+        yield Cell(number, count, hidden_dim, inner, dtype, *factors)
 
 
 def compare(
@@ -69,7 +110,7 @@ def compare(
             same weights gave different results.
     """
     with tempfile.TemporaryDirectory() as folder:
-        _write(cell, folder)
+        write(cell, folder)
         sides = {}
         try:
             for side in ("ours", *against):
@@ -90,8 +131,8 @@ def compare(
                 worker.close()
 
 
-def _write(cell, folder):
-    """The weights and the tokens, and what to do with them."""
+def write(cell: Cell, folder: str) -> None:
+    """The weights and the tokens, and what to do with them, for the sides."""
     rng = np.random.default_rng(0)
     row = min(ROW, cell.tokens)
     width, inner = cell.hidden_dim, cell.intermediate_dim

@@ -22,11 +22,7 @@ _UNLIMITED = 1 << 30
 
 def make(side: str, folder: str) -> Callable[..., dict[str, Any]]:
     """Loads a side; returns the function that answers requests."""
-    with open(os.path.join(folder, "work.json")) as file:
-        work = json.load(file)
-    load = _transformers if side == "transformers" else _keras
-    with np.load(os.path.join(folder, "data.npz")) as data:
-        calls, describe = load(side, work, data)
+    calls, describe = load(side, folder)
 
     def answer(do):
         if do == "work":
@@ -43,6 +39,42 @@ def make(side: str, folder: str) -> Callable[..., dict[str, Any]]:
         return {"seconds": time.perf_counter() - start}
 
     return answer
+
+
+def load(
+    side: str, folder: str
+) -> tuple[dict[str, Callable], Callable[[], dict[str, Any]]]:
+    """A side with the data of `folder`.
+
+    Returns:
+        By kind, those of `kinds`: the call, which waits for what it computes;
+        with `True` it returns the results to compare, and the tokens it kept.
+        And a function that tells of its work.
+    """
+    with open(os.path.join(folder, "work.json")) as file:
+        work = json.load(file)
+    make = _transformers if side == "transformers" else _keras
+    with np.load(os.path.join(folder, "data.npz")) as data:
+        return make(side, work, data)
+
+
+def kinds(side: str, work: dict[str, Any]) -> tuple[str, ...]:
+    """The calls that a side can do.
+
+    Args:
+        side: Its name.
+        work: Has `capacity_factor` and `eval_capacity_factor`.
+    """
+    if side == "keras_hub":
+        return ("forward",)
+    factors = {
+        "forward": work["eval_capacity_factor"],
+        "training": work["capacity_factor"],
+    }
+    if side != "einsum":
+        return tuple(factors)
+    # Dropless it would be the same as ours.
+    return tuple(k for k, factor in factors.items() if factor is not None)
 
 
 def _keras(side, work, data):
@@ -65,20 +97,13 @@ def _keras(side, work, data):
         "forward": measure.evaluation(layer, forward),
         "training": measure.training(layer, training, dy),
     }
-    if side == "keras_hub":
-        del functions["training"]
-    if side == "einsum":  # dropless it would be the same as ours
-        for kind, factor in (
-            ("forward", work["eval_capacity_factor"]),
-            ("training", work["capacity_factor"]),
-        ):
-            if factor is None:
-                del functions[kind]
     names = {id(kernel): name for name, kernel in kernels.items()}
     names = [names.get(id(v)) for v in layer.trainable_variables]
     calls = {
-        kind: lambda fetch=False, run=run: _fetched(run(), layer, names, fetch)
-        for kind, run in functions.items()
+        kind: lambda fetch=False, run=functions[kind]: _fetched(
+            run(), layer, names, fetch
+        )
+        for kind in kinds(side, work)
     }
     return calls, lambda: _describe_keras(layer, dy)
 

@@ -92,3 +92,34 @@ def _reached(row):
     sign, value = row["target"].split()
     ratio = row["medians"]
     return ratio <= float(value) if sign == "<=" else ratio >= float(value)
+
+
+def plot_growth(
+    rows: Sequence[Mapping[str, Any]], path: str | os.PathLike
+) -> str:
+    """What a device computes, holds and sends, as multiples of the first row.
+
+    Args:
+        rows: Of `growth.py`: `devices`, and numbers by name.
+        path: File to write.
+
+    Returns:
+        The path.
+    """
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    devices = [row["devices"] for row in rows]
+    for name, first in rows[0].items():
+        is_size = "MB" in name and "paper" not in name
+        if name == "GFLOP" or (is_size and first):
+            ratios = [row[name] / first for row in rows]
+            axes.plot(devices, ratios, marker="o", label=name)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(devices, map(str, devices))
+    axes.set_ylim(0, 1.5)
+    axes.set_xlabel("devices; experts and rows grow with them")
+    axes.set_ylabel(f"of one device, over that of {devices[0]} devices")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    figure.savefig(path, dpi=120)
+    return os.fspath(path)

@@ -153,7 +153,7 @@ def _task(name, seed, folder):
         "eval_batches": batches,
         "backend": flags.BACKEND.value,
         "corpus": flags.CORPUS.value,
-        "vocabulary": _vocabulary(folder),
+        "vocabulary": os.path.basename(_vocabulary(folder)),
     }
 
 

@@ -50,7 +50,9 @@ def _train(folder):
     from keras_switch_train import study_curve
 
     keras.utils.set_random_seed(arm["seed"])
-    data = _Data(arm)
+    # Folders of arms may move with the folder of the study.
+    study = os.path.dirname(os.path.dirname(os.path.abspath(folder)))
+    data = _Data(arm, os.path.join(study, arm["vocabulary"]))
     model = make_model(arm, data.tokenizer.vocabulary_size())
     checkpoint = resume.ResumableCheckpoint(
         os.path.join(folder, "checkpoints"),
@@ -74,12 +76,13 @@ def _train(folder):
 class _Data:
     """The batches of an arm."""
 
-    def __init__(self, arm):
+    def __init__(self, arm, vocabulary):
         from keras_switch import data, models
 
         self._arm = arm
         self._data = data
-        self.tokenizer = models.SwitchTokenizer(proto=arm["vocabulary"])
+        self._vocabulary = vocabulary
+        self.tokenizer = models.SwitchTokenizer(proto=vocabulary)
         train, self._held_out = data.split_documents(
             data.read_corpus(arm["corpus"])
         )
@@ -94,8 +97,7 @@ class _Data:
 
     def _encode(self, documents):
         cache = self._data.cache_directory()
-        vocabulary = self._arm["vocabulary"]
-        return self._data.encode_documents(documents, vocabulary, cache)
+        return self._data.encode_documents(documents, self._vocabulary, cache)
 
     def documents(self, domain):
         """Those held out of a domain, or of all."""
@@ -158,15 +160,9 @@ def make_model(arm: dict[str, Any], vocabulary_size: int) -> Any:
 
 def make_router(kind: str, **arguments: Any) -> Any:
     """A router by its name; `"half"` is the Switch router in bfloat16."""
-    from keras_switch import layers
+    from keras_switch.layers.routers import ROUTERS
 
-    routers = {
-        "switch": layers.SwitchRouter,
-        "top_k": layers.TopKRouter,
-        "expert_choice": layers.ExpertChoiceRouter,
-        "half": _half_router,
-    }
-    return routers[kind](**arguments)
+    return {**ROUTERS, "half": _half_router}[kind](**arguments)
 
 
 def _half_router(**arguments):
