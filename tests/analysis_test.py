@@ -4,6 +4,7 @@ import pytest
 
 from keras_switch import SwitchLayer
 from keras_switch.analysis import routing_report, sparse_layers
+from tests.models import tiny
 
 EXPERTS = 3
 VOCABULARY = 6
@@ -53,6 +54,7 @@ def test_load_and_tokens_by_hand():
     assert layer.num_tokens == 8
     np.testing.assert_allclose(layer.load, [5 / 8, 2 / 8, 1 / 8])
     assert layer.max_mean_load == pytest.approx(3 * 5 / 8)
+    assert layer.max_violation == pytest.approx(3 * 5 / 8 - 1)
     assert layer.token_ids.tolist() == [0, 1, 2, 3]
     assert layer.tokens == ("0", "1", "2", "3")
     assert layer.token_count.tolist() == [4, 2, 1, 1]
@@ -202,3 +204,16 @@ def test_model_without_sparse_layer():
 def test_no_real_token(batches):
     with pytest.raises(ValueError, match="at least one real token"):
         routing_report(make_model(), batches)
+
+
+def test_layers_of_a_decoder_alone_are_matched_with_its_tokens(rng):
+    backbone = tiny.causal_backbone("glam")
+    x = tiny.causal_inputs(rng)
+    layer = only(routing_report(backbone, [x]))
+    assert layer.name == "transformer_layer_0"
+    real = x["token_ids"][x["padding_mask"] > 0]
+    assert layer.num_tokens == len(real)
+    counts = dict(zip(layer.token_ids, layer.token_count, strict=True))
+    ids, wanted = np.unique(real, return_counts=True)
+    # Each goes to two experts.
+    assert counts == dict(zip(ids, 2 * wanted, strict=True))

@@ -19,17 +19,21 @@ LEVELS = {
     "versions": 0,
     "losses": 0,
     "layers": 1,
+    "sharding": 1,
     "models": 2,
     # Parts of level 3 never import each other.
     "data": 3,
+    "distillation": 3,
     "optimizers": 3,
     "schedules": 3,
     "analysis": 3,
     "plots": 3,
     "callbacks": 3,
+    "communication": 3,
     "convert": 3,
     "parameters": 3,
     "resume": 3,
+    "tasks": 4,
 }
 
 
@@ -141,6 +145,10 @@ def test_imports_of_other_packages(path):
             assert top not in ("train", "keras_switch_train", "tests"), module
 
 
+# Those that are imported by another name.
+_PACKAGES = {"absl": "absl-py", "PIL": "pillow", "sklearn": "scikit-learn"}
+
+
 @pytest.mark.parametrize("path", **ids(SOURCES))
 def test_only_declared_packages(path):
     """Only what pyproject.toml installs, at top level or in an extra."""
@@ -149,7 +157,7 @@ def test_only_declared_packages(path):
     for module, _ in imports(parse(path)):
         top = module.split(".")[0]
         known = top in sys.stdlib_module_names or top in ours
-        package = {"absl": "absl-py", "PIL": "pillow"}.get(top, top)
+        package = _PACKAGES.get(top, top)
         assert known or package.replace("_", "-") in declared, module
 
 

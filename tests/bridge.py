@@ -5,19 +5,34 @@ from keras import ops
 
 import keras_switch
 from keras_switch.layers.routing_stats import STATISTICS
-from tests import reference
+from tests import reference, reference_routers
 
+VOCABULARY = 20  # of hash tables
 PATHS = {
     "kernel": "router/kernel",
+    "scale": "router/scale",
+    "noise_kernel": "router/noise_kernel",
     "wi": "experts/wi/kernel",
     "wi_0": "experts/wi_0/kernel",
     "wi_1": "experts/wi_1/kernel",
     "wo": "experts/wo/kernel",
+    "shared_wi": "shared_expert/wi/kernel",
+    "shared_wi_0": "shared_expert/wi_0/kernel",
+    "shared_wi_1": "shared_expert/wi_1/kernel",
+    "shared_wo": "shared_expert/wo/kernel",
 }
 
 
 def make_router(spec, **kwargs):
     """The router of a Spec; it explores only if `kwargs` say so."""
+    untrained = {
+        "hash": lambda: keras_switch.HashRouter(
+            vocabulary_size=VOCABULARY, num_hashes=spec.k
+        ),
+        "random": keras_switch.RandomRouter,
+    }
+    if spec.router in untrained:
+        return untrained[spec.router](**kwargs)
     common = {
         "exploration": "argmax",
         "load_balancing_loss_weight": spec.load_balancing_loss_weight,
@@ -26,14 +41,42 @@ def make_router(spec, **kwargs):
         **kwargs,
     }
     if spec.router == "expert_choice":
-        return keras_switch.ExpertChoiceRouter(**common)
+        return keras_switch.ExpertChoiceRouter(
+            max_experts=spec.max_experts, **common
+        )
     common["batch_prioritized"] = spec.batch_prioritized
+    if spec.router == "base":
+        return keras_switch.BaseRouter(z_loss_weight=spec.z_loss_weight)
+    if spec.router in ("loss_free", "group_limited"):
+        return _with_bias(spec, common)
+    if spec.router == "no_token_left_behind":
+        del common["batch_prioritized"]
+        return keras_switch.NoTokenLeftBehindRouter(k=spec.k, **common)
+    if spec.router == "noisy_top_k":
+        for name in ("exploration", "load_balancing_loss_weight"):
+            del common[name]
+        return keras_switch.NoisyTopKRouter(
+            k=spec.k, load_loss_weight=spec.load_loss_weight, **common
+        )
     if spec.router == "switch":
         return keras_switch.SwitchRouter(**common)
     return keras_switch.TopKRouter(
         k=spec.k,
         second_policy=spec.second_policy,
         second_threshold=spec.second_threshold,
+        **common,
+    )
+
+
+def _with_bias(spec, common):
+    common = {"k": spec.k, "gate": spec.gate, "update_rate": 0.0, **common}
+    if spec.router == "loss_free":
+        return keras_switch.LossFreeRouter(**common)
+    return keras_switch.GroupLimitedRouter(
+        num_expert_groups=spec.num_expert_groups,
+        group_limit=spec.group_limit,
+        group_score=spec.group_score,
+        renormalize=spec.renormalize,
         **common,
     )
 
@@ -55,6 +98,16 @@ def make_layer(spec, dim=6, intermediate_dim=5, router=None, **kwargs):
     )
     layer.build((None, None, dim))
     fill(layer)
+    if hasattr(layer.router, "bias"):
+        # Large enough to change choices.
+        bias = np.linspace(-0.3, 0.3, layer.num_experts)
+        layer.router.bias.assign(bias.astype("float32"))
+    if spec.router == "base":  # precise enough to be the best
+        layer.router._precision, layer.router._max_rounds = 1e-5, 20_000
+    if hasattr(layer.router, "_draw"):
+        layer.router._draw = lambda shape: ops.convert_to_tensor(
+            reference_routers.draw(spec, shape), "float32"
+        )
     return layer
 
 
@@ -66,7 +119,7 @@ def fill(layer, seed=3):
     rng = np.random.default_rng(seed)
     for name, variable in variables(layer).items():
         value = rng.normal(size=variable.shape)
-        if name != "kernel":
+        if name not in ("kernel", "scale"):
             value /= np.sqrt(variable.shape[-2])
         variable.assign(value.astype("float32"))
 
@@ -107,10 +160,15 @@ def variables(layer):
 
 
 def weights(layer):
-    return {
+    """Float64 by the oracle's names, with what the router does not train."""
+    found = {
         name: ops.convert_to_numpy(v).astype("float64")
         for name, v in variables(layer).items()
     }
+    for name in ("kernel", "table", "bias"):
+        if name not in found and hasattr(layer.router, name):
+            found[name] = numpy(getattr(layer.router, name))
+    return found
 
 
 def numpy(tensor):
@@ -148,5 +206,7 @@ def assert_statistics_equal(layer, wanted):
         )
 
 
-def run_oracle(spec, layer, x, padding_mask=None):
-    return reference.switch_layer(spec, x, weights(layer), padding_mask)
+def run_oracle(spec, layer, x, padding_mask=None, token_ids=None):
+    return reference.switch_layer(
+        spec, x, weights(layer), padding_mask, token_ids
+    )

@@ -7,48 +7,117 @@ import numpy as np
 import pytest
 from keras import ops
 
-# No backend computes anything here: `python -m tests` runs these on one.
+from tests.sparing import CASES_EVERYWHERE, few_of_many
+
+# No backend computes anything here, or each is tested elsewhere with what these
+# start in processes: `python -m tests` runs them on one.
 ANY_BACKEND = (
     "architecture_test.py",
+    "communication_test.py",
     "convert/huggingface_config_test.py",
+    "convert/mixtral_config_test.py",
     "convert/read_tokenizer_json_test.py",
     "convert/t5x_msgpack_test.py",
     "convert/t5x_zarr_test.py",
+    "convert/tokenizer_test.py",
     "convert/write_tokenizer_json_test.py",
+    "data/apt_test.py",
     "data/batches_test.py",
     "data/checks_test.py",
     "data/corpus_test.py",
     "data/download_test.py",
     "data/files_test.py",
+    "data/package_descriptions_test.py",
     "data/packing_test.py",
     "data/ragged_test.py",
+    "data/share_test.py",
     "data/spans_test.py",
     "data/tokens_test.py",
     "data/vocabulary_test.py",
     "faults/",
     "files/",
+    "layers/hash_tables_test.py",
+    "layers/validation_test.py",
+    "models/backbone_arguments_test.py",
     "models/preset_arrays_test.py",
     "models/preset_budget_test.py",
     "models/preset_config_test.py",
     "models/preset_fields_test.py",
     "models/preset_folder_test.py",
+    "models/switch_tokenizer_test.py",
+    "models/switch_tokenizer_transformers_test.py",
+    "models/weight_shapes_test.py",
     "package_test.py",
+    "parameters_test.py",
     "plots_test.py",
     "reference_test.py",
     "resume/signals_test.py",
     "resume/store_test.py",
+    "tasks/batches_test.py",
+    "tasks/encoding_test.py",
+    "tasks/few_shot_test.py",
+    "tasks/from_file_test.py",
+    "tasks/metrics_test.py",
+    "tasks/mixture_test.py",
+    "tasks/packages_test.py",
+    "tasks/splits_test.py",
+    "tasks/squad_test.py",
+    "tasks/table_test.py",
+    "tasks/task_test.py",
+    "tasks/wheels_test.py",
     "train/blanks_test.py",
+    "train/collectives_test.py",
+    "train/convert_test.py",
+    "train/flags_test.py",
     "train/heap_test.py",
+    "train/layer_speed_test.py",
+    "train/mesh_test.py",
+    "train/profile_layer_test.py",
+    "train/profile_names_test.py",
+    "train/profile_spans_test.py",
+    "train/results_test.py",
+    "train/step_speed_test.py",
+    "train/step_worker_test.py",
+    "train/study_arms_test.py",
+    "train/study_plots_test.py",
+    "train/study_report_test.py",
+    "train/study_test.py",
+    "train/study_worker_test.py",
+    "train/upcycle_test.py",
+    "train/workers_test.py",
     "versions_test.py",
+)
+
+# What depends on the machine code: its bits, its time. `python -m tests` has
+# XLA compile all else for JAX without optimizing, in two thirds of the time.
+OPTIMIZED = (
+    "layers/switch_layer_isolation_test.py",
+    "ops/expert_matmul_test.py",
+    "ops/matmul_test.py",
+    "ops/row_matmul_test.py",
+    "train/profile_trace_test.py",
 )
 
 
 def pytest_collection_modifyitems(items):
     folder = Path(__file__).parent
+    many = {start: {} for start in CASES_EVERYWHERE}
     for item in items:
         path = item.path.relative_to(folder).as_posix()
         if path.startswith(ANY_BACKEND):
             item.add_marker("any_backend")
+        if path.startswith(OPTIMIZED):
+            item.add_marker("optimized")
+        parts = item.nodeid.split("::")
+        name = "::".join([path, *parts[1:]])
+        for start, found in many.items():
+            if name.startswith(start):
+                found[name] = item
+    for start, found in many.items():
+        kept = few_of_many(found, CASES_EVERYWHERE[start])
+        for name, item in found.items():
+            if name not in kept:
+                item.add_marker("any_backend")
 
 
 @pytest.fixture(autouse=True)

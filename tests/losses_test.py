@@ -134,6 +134,7 @@ def test_gradients(rng, gradients):
         "probs": probs.astype("float64"),
         "logits": logits.astype("float64"),
         "valid": mask,
+        "first": first,
     }
     _, (grad,), _ = gradients(
         lambda p: losses.load_balancing_loss(p, first, mask), [probs]
@@ -180,3 +181,28 @@ def test_losses_are_float32_whatever_comes(dtype):
             ops.ones((), "float32").dtype,
         )
         assert scalar(loss) == pytest.approx(wanted, rel=2e-3, abs=1e-6)
+
+
+def test_load_loss_by_hand():
+    """Two tokens, three experts, top-1; noise that the third does not have."""
+    clean = np.array([[[1.0, 0.0, -9.0], [0.0, 1.0, -9.0]]], "float32")
+    width = np.array([[[1.0, 2.0, 1e-9], [2.0, 1.0, 0.0]]], "float32")
+    # 1 against 0: one deviation of the first, minus half of the second.
+    likely, unlikely = 0.8413447, 0.3085375
+    load = np.array([likely + unlikely, likely + unlikely, 0.0])
+    wanted = load.var() / load.mean() ** 2
+    loss = scalar(losses.load_loss(clean, clean, width, 1))
+    assert loss == pytest.approx(wanted, rel=1e-5)
+
+
+def test_load_loss_of_padding_and_of_nothing(rng):
+    logits, _ = example(rng)
+    width = np.abs(logits) + 0.1
+    mask = MASKS["ragged"]
+    loss = scalar(losses.load_loss(logits, logits, width, 2, mask))
+    other = np.where(mask[..., None], logits, np.nan)
+    again = losses.load_loss(other, other, width, 2, mask)
+    assert scalar(again) == loss > 0
+    assert scalar(losses.load_loss(logits, logits, width, 2, mask & False)) == 0
+    even = np.zeros((G, S, E), "float32")
+    assert scalar(losses.load_loss(even, even, width * 0 + 1, 2)) < 1e-12

@@ -16,6 +16,8 @@ COMMANDS = (
     "analyze",
     "benchmark",
     "convert",
+    "evaluate",
+    "finetune",
     "generate",
     "pretrain",
     "upcycle",
@@ -24,7 +26,7 @@ LINES_OF_IMPORT = """
 import sys
 import keras_switch_train
 from keras_switch_train import analyze, benchmark, generate, pretrain
-from keras_switch_train import flags, heap
+from keras_switch_train import evaluate, finetune, flags, heap
 print(keras_switch_train.__file__)
 print(sorted({"keras", "tensorflow", "torch", "jax"} & set(sys.modules)))
 """

@@ -3,7 +3,7 @@ import pytest
 
 from keras_switch.layers import TopKRouter
 from keras_switch.models.presets import preset_paths
-from keras_switch.parameters import count_parameters
+from keras_switch.parameters import arguments_of, count_parameters
 from tests.models import tiny
 
 BASE_8 = 619_339_008  # the published checkpoint's
@@ -22,6 +22,81 @@ BASE_8 = 619_339_008  # the published checkpoint's
 )
 def test_sizes_of_the_published_models(preset, total):
     assert count_parameters(preset)["total"] == total
+
+
+# Published: total in billions (rounded), and those that a token uses. GLaM's
+# from table 4 of its paper; fairseq-MoE's from the abstract and names of its.
+@pytest.mark.parametrize(
+    ("preset", "total", "active", "published", "published_active"),
+    [
+        ("glam_0_1b_64", 1_907_612_928, 152_296_704, 1.9, None),
+        ("glam_1_7b_64", 26_843_658_240, 1_879_160_832, 27, 1.879),
+        ("glam_1_7b_128", 52_615_034_880, 1_880_733_696, 53, 1.881),
+        ("glam_8b_64", 142_943_227_904, 9_799_241_728, 143, 9.8),
+        ("glam_64b_64", 1_161_756_418_048, 96_604_528_640, 1200, 96.6),
+        ("fairseq_moe_15b", 14_604_994_560, 154_352_640, 15, None),
+        ("fairseq_moe_52b", 51_830_413_312, 460_797_952, 52, None),
+        ("fairseq_moe_207b", 207_142_694_912, 1_726_902_272, 207, None),
+        ("fairseq_moe_1_1t", 1_104_215_187_456, 8_831_410_176, 1100, None),
+    ],
+)
+def test_sizes_of_the_published_decoders(
+    preset, total, active, published, published_active
+):
+    counts = count_parameters(preset)
+    assert (counts["total"], counts["active"]) == (total, active)
+    digits = 2 if published in (1.9, 15, 52, 27, 53, 1200, 1100) else 3
+    assert float(f"{total / 1e9:.{digits}g}") == published
+    if published_active is not None:
+        digits = len(str(published_active)) - 1
+        assert float(f"{active / 1e9:.{digits}g}") == published_active
+
+
+@pytest.mark.parametrize(
+    ("preset", "total", "active", "published"),
+    [
+        # Not in the paper: the shapes of Flaxformer's configuration.
+        ("st_moe_base", 700_641_024, 304_279_296, None),
+        ("st_moe_large", 4_105_444_352, 991_173_632, "4.1"),
+        ("st_moe_32b", 269_104_613_376, 35_062_450_176, "269"),
+    ],
+)
+def test_sizes_of_st_moe(preset, total, active, published):
+    counts = count_parameters(preset)
+    assert (counts["total"], counts["active"]) == (total, active)
+    if published is None:
+        return
+    digits = len(published.replace(".", ""))
+    assert f"{total / 1e9:.{digits}g}" == published
+    # With tied logits too; without the dense layers beside the sparse ones not.
+    arguments = arguments_of(preset)
+    tied = count_parameters({**arguments, "tie_embedding_weights": True})
+    assert f"{tied['total'] / 1e9:.{digits}g}" == published
+    bare = count_parameters({**arguments, "extra_feed_forward": False})
+    assert f"{bare['total'] / 1e9:.{digits}g}" != published
+
+
+def test_a_depth_of_st_moe_that_its_sizes_do_not_give():
+    """27 layers, which the paper's table gives for its dense model, would
+    make the sparse ones larger than it says: 4.1B and 269B."""
+    deeper = {"num_encoder_layers": 27, "num_decoder_layers": 27}
+    for preset, total in (
+        ("st_moe_large", 4_195_112_960),
+        ("st_moe_32b", 272_502_076_416),
+    ):
+        arguments = {**arguments_of(preset), **deeper}
+        assert count_parameters(arguments)["total"] == total
+
+
+def test_published_sizes_that_are_not_met():
+    """GLaM's table has four numbers that its own shapes do not give."""
+    counts = count_parameters("glam_1_7b_32")
+    assert counts["total"] == 13_957_969_920  # there 20B
+    assert f"{counts['active'] / 1e9:.4g}" == "1.878"  # as there
+    counts = count_parameters("glam_1_7b_256")
+    assert counts["total"] == 104_157_788_160  # there 105B
+    assert counts["active"] == 1_883_879_424  # there 1.886B
+    assert count_parameters("glam_0_1b_64")["active"] > 145e6  # as there
 
 
 def test_switch_base_is_switch_base_8_and_more_experts():
@@ -70,6 +145,8 @@ VARIANTS = [
     {"router": "expert_choice", "decoder_router": "switch"},
     {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 9},
     {"vocabulary_size": 77, "hidden_dim": 10, "intermediate_dim": 5},
+    {"extra_feed_forward": True},
+    {"num_shared_experts": 2, "num_experts": 7, "router": "top_k"},
 ]
 
 
@@ -80,6 +157,24 @@ def test_totals_are_those_of_real_models(arguments):
     arguments = {**tiny.ARGUMENTS, **arguments}
     assert count_parameters(arguments)["total"] == sum(map(int, counts))
     assert count_parameters(backbone) == count_parameters(arguments)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("arguments", [{}, {"expert_intermediate_dim": 7}])
+def test_a_decoder_alone_is_counted_from_its_weights(family, arguments):
+    backbone = tiny.causal_backbone(family, **arguments)
+    chosen = 2 if backbone.router == "top_k" else 1
+    total, active = 0, 0
+    products = backbone.vocabulary_size * backbone.hidden_dim
+    for weight in backbone.trainable_weights:
+        size = int(np.prod(weight.shape))
+        total += size
+        size = size * chosen / 4 if "/experts/" in weight.path else size
+        active += size
+        products += size if weight.path.endswith("kernel") else 0
+    counted = count_parameters(backbone)
+    wanted = {"total": total, "active": active, "flops": 2 * products}
+    assert counted == wanted
 
 
 @pytest.mark.parametrize("arguments", VARIANTS)

@@ -13,6 +13,7 @@ def make_layer(name, num_experts=4):
         name=name,
         num_tokens=10,
         load=np.full(num_experts, 1 / num_experts),
+        mean_gate=np.full(num_experts, 0.5),
         max_mean_load=1.0,
         dropped_fraction=0.1,
         router_confidence=0.5,

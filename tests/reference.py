@@ -2,7 +2,8 @@
 
 Every fast path of the library is held to this file. It follows the paper
 (Fedus et al. 2022, equations 1 to 6) and is written for being read: a loop
-where a loop is what is meant. Its derivative is in `reference_gradients.py`.
+where a loop is what is meant. Its derivative is in `reference_gradients.py`,
+what other papers' routers do in `reference_routers.py`.
 
 Letters: B batch, T length, D hidden, F expert hidden, G groups, S group size,
 E experts, C capacity, K choices per token, M edges per group.
@@ -15,14 +16,17 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tests import reference_routers
+
 
 @dataclasses.dataclass
 class Spec:
     """What a SwitchLayer is told, under the names the layer uses."""
 
     num_experts: int
-    router: str = "switch"  # or "top_k", "expert_choice"
+    router: str = "switch"  # or "top_k", "expert_choice" or see below
     k: int = 1
+    max_experts: int | None = None  # of a token, where experts choose
     second_policy: str = "all"  # or "threshold", "random" (in evaluation)
     second_threshold: float = 0.2
     batch_prioritized: bool = False
@@ -36,7 +40,14 @@ class Spec:
     load_balancing_loss_weight: float = 0.01
     z_loss_weight: float = 0.0
     importance_loss_weight: float = 0.0
+    load_loss_weight: float = 0.0
+    gate: str = "softmax"  # or "sigmoid"
+    num_expert_groups: int = 2
+    group_limit: int = 1
+    group_score: str = "top_2"  # or "max"
+    renormalize: bool = True
     training: bool = False
+    draw_seed: int = 5  # of `reference_routers.draw`
 
 
 class Edge(NamedTuple):
@@ -60,37 +71,55 @@ class Output(NamedTuple):
 # ----------------------------------------------------------------- the layer
 
 
-def switch_layer(spec, x, weights, padding_mask=None):
+def switch_layer(spec, x, weights, padding_mask=None, token_ids=None):
     """The whole layer.
 
     `weights` holds `kernel` [D, E], `wo` [E, F, D] and either `wi` or `wi_0`
-    and `wi_1` [E, D, F].
+    and `wi_1` [E, D, F]; or what the router has in place of a kernel.
     """
     x = np.asarray(x, np.float64)
     tokens, real = group(x, padding_mask, spec.group_size)  # [G,S,D] [G,S]
     capacity = capacity_of(spec, tokens.shape[1])
-    with np.errstate(invalid="ignore", over="ignore"):
-        logits = tokens @ np.asarray(weights["kernel"], np.float64)
+    ids = np.zeros(x.shape[:2]) if token_ids is None else token_ids
+    ids, _ = group(np.asarray(ids)[..., None], None, spec.group_size)
+    logits = reference_routers.logits(spec, tokens, weights, ids[..., 0])
     finite = np.isfinite(logits).all(-1)  # [G, S]
     valid = real & finite
-    probs = np.zeros_like(logits)
+    gates, probs = np.zeros_like(logits), np.zeros_like(logits)
     for g, s in zip(*np.nonzero(valid), strict=True):
-        probs[g, s] = softmax(logits[g, s])
+        gates[g, s] = softmax(logits[g, s])
+        if spec.gate == "sigmoid":
+            gates[g, s] = 1 / (1 + np.exp(-logits[g, s]))
+        probs[g, s] = gates[g, s] / gates[g, s].sum()
     y = np.zeros_like(tokens)
     edges = []
+    scores = reference_routers.scores(spec, gates, logits, valid, weights)
     for g in range(len(tokens)):
-        edges.append(route(spec, probs[g], valid[g], capacity))
+        edges.append(route(spec, gates[g], valid[g], capacity, scores[g]))
         for edge in edges[g]:
             if edge.kept:
                 out = feed_forward(spec, tokens[g, edge.token], weights, edge)
                 y[g, edge.token] += edge.gate * out
+    for g, s in zip(*np.nonzero(valid), strict=True):
+        if "shared_wo" in weights:
+            shared = shared_of(weights)
+            y[g, s] += feed_forward(spec, tokens[g, s], shared, SHARED)
     y[real & ~finite] = np.nan
-    cache = dict(tokens=tokens, logits=logits, probs=probs, valid=valid)
+    first = first_choices(spec, probs, valid, edges)
+    cache = dict(
+        tokens=tokens,
+        logits=logits,
+        gates=gates,
+        probs=probs,
+        valid=valid,
+        first=first,
+    )
     flat = y.reshape(-1, x.shape[-1])
     return Output(
         y=flat[: x.shape[0] * x.shape[1]].reshape(x.shape),
         edges=edges,
-        losses=losses(spec, logits, probs, valid, edges),
+        losses=losses(spec, logits, probs, valid, edges, first)
+        | reference_routers.losses(spec, tokens, weights, logits, valid),
         statistics=statistics(spec, probs, valid, edges),
         cache=cache,
     )
@@ -145,15 +174,18 @@ def softmax(logits):
 # ------------------------------------------------------------------- routing
 
 
-def route(spec, probs, valid, capacity):
+def route(spec, probs, valid, capacity, scores=None):
     """The edges of one group in the order of RouterIndices."""
     if spec.router == "expert_choice":
         return route_expert_choice(spec, probs, valid, capacity)
+    if spec.router == "no_token_left_behind":
+        return reference_routers.route_by_ranks(spec, probs, valid, capacity)
+    scores = probs if scores is None else scores
     chosen = [
-        choose(spec, p) if v else None
-        for p, v in zip(probs, valid, strict=True)
+        reference_routers.choose(spec, p, s) if v else None
+        for p, v, s in zip(probs, valid, scores, strict=True)
     ]
-    k = spec.k if spec.router == "top_k" else 1
+    k = 1 if spec.router in ("switch", "random") else spec.k
     order = list(range(len(probs)))
     if spec.batch_prioritized:
         # Of the first choice, before gates are made to sum to 1.
@@ -200,10 +232,14 @@ def route_expert_choice(spec, probs, valid, capacity):
     edges = []
     tokens = [t for t in range(len(probs)) if valid[t]]
     count = min(len(tokens), capacity_of(spec, len(tokens)), capacity)
+    chosen = np.ones(probs.shape, bool)
+    if spec.max_experts is not None:
+        chosen = reference_routers.capped(spec, probs, tokens, count)
     for expert in range(spec.num_experts):
-        best = sorted(tokens, key=lambda t: (-probs[t, expert], t))
+        best = [t for t in tokens if chosen[t, expert]]
+        best.sort(key=lambda t: (-probs[t, expert], t))
         for slot in range(capacity):
-            if slot < count:
+            if slot < min(count, len(best)):
                 gate = probs[best[slot], expert]
                 edges.append(Edge(best[slot], expert, slot, gate, True))
             else:
@@ -240,6 +276,19 @@ def feed_forward(spec, row, weights, edge):
     return hidden @ weights["wo"][e]
 
 
+# The edge of every token to the shared experts.
+SHARED = Edge(0, 0, 0, 1.0, True)
+
+
+def shared_of(weights):
+    """The shared experts, `shared_wi` and so on, 2-D, as a bank of one."""
+    return {
+        name.removeprefix("shared_"): np.asarray(w, np.float64)[None]
+        for name, w in weights.items()
+        if name.startswith("shared_")
+    }
+
+
 def dense(activation, x, weights):
     """A dense T5 feed-forward: `wi` (or `wi_0`, `wi_1`) and `wo` are 2-D."""
     stacked = {name: np.asarray(w)[None] for name, w in weights.items()}
@@ -254,17 +303,18 @@ def dense(activation, x, weights):
 # ------------------------------------------------------ losses and statistics
 
 
-def first_choices(spec, probs, valid):
-    """[G, S] the best expert of each token, before any dropping."""
+def first_choices(spec, probs, valid, edges):
+    """[G, S] the first choice of each token, before any dropping."""
     first = np.full(valid.shape, spec.num_experts)
     for g, s in zip(*np.nonzero(valid), strict=True):
         first[g, s] = np.argmax(probs[g, s])
+        if spec.router in ("random", "loss_free", "group_limited", "base"):
+            first[g, s] = edges[g][s].expert
     return first
 
 
-def losses(spec, logits, probs, valid, edges):
+def losses(spec, logits, probs, valid, edges, first):
     gates = [(e.gate, e.expert) for group in edges for e in group]
-    first = first_choices(spec, probs, valid)
     return {
         "load_balancing_loss": load_balancing_loss(probs, first, valid),
         "router_z_loss": router_z_loss(logits, valid),
@@ -334,4 +384,5 @@ def total_loss(spec, losses):
         spec.load_balancing_loss_weight * losses["load_balancing_loss"]
         + spec.z_loss_weight * losses["router_z_loss"]
         + spec.importance_loss_weight * losses["importance_loss"]
+        + spec.load_loss_weight * losses.get("load_loss", 0.0)
     )

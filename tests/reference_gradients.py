@@ -7,12 +7,12 @@ constants, as they are for any backend's automatic derivative.
 
 import numpy as np
 
-from tests import reference
+from tests import reference, reference_routers
 
 
-def gradients(spec, x, weights, dy, padding_mask=None):
+def gradients(spec, x, weights, dy, padding_mask=None, token_ids=None):
     """d(sum(y * dy) + weighted losses in training) / d(x, each weight)."""
-    out = reference.switch_layer(spec, x, weights, padding_mask)
+    out = reference.switch_layer(spec, x, weights, padding_mask, token_ids)
     tokens, probs = out.cache["tokens"], out.cache["probs"]
     dy, _ = reference.group(np.asarray(dy, np.float64), None, spec.group_size)
     grads = {name: np.zeros(w.shape) for name, w in weights.items()}
@@ -28,20 +28,40 @@ def gradients(spec, x, weights, dy, padding_mask=None):
                 dx[g, edge.token] += feed_forward_gradient(
                     spec, row, weights, edge, edge.gate * dout, grads
                 )
-    dprobs = np.zeros_like(probs)
+    shared_gradient(spec, out.cache, weights, dy, dx, grads)
+    dprobs, dgates = np.zeros_like(probs), np.zeros_like(probs)
     if spec.training:
         dgate += importance_gradient(spec, out.edges, dgate.shape)
         dprobs += load_balancing_gradient(spec, out.cache)
         dlogits += z_gradient(spec, out.cache)
     for g, edges in enumerate(out.edges):
-        gate_gradient(spec, edges, dgate[g], probs[g], dprobs[g])
-    dot = (dprobs * probs).sum(-1, keepdims=True)
-    dlogits += probs * (dprobs - dot)
-    kernel = np.asarray(weights["kernel"], np.float64)
-    grads["kernel"] = np.einsum("gsd,gse->de", tokens, dlogits)
-    dx += dlogits @ kernel.T
+        gates = out.cache["gates"][g]
+        gate_gradient(spec, edges, dgate[g], gates, dgates[g])
+    dlogits += logits_gradient(spec, out.cache, dgates, dprobs)
+    if spec.router == "noisy_top_k":
+        dx += reference_routers.noisy_gradient(
+            spec, out.cache, weights, dlogits, grads
+        )
+    elif "kernel" in weights:
+        kernel = np.asarray(weights["kernel"], np.float64)
+        grads["kernel"] = np.einsum("gsd,gse->de", tokens, dlogits)
+        dx += dlogits @ kernel.T
     flat = dx.reshape(-1, x.shape[-1])[: x.shape[0] * x.shape[1]]
     return {"x": flat.reshape(x.shape), **grads}
+
+
+def shared_gradient(spec, cache, weights, dy, dx, grads):
+    """Adds those of the shared experts to the tokens' and weights'."""
+    shared = reference.shared_of(weights)
+    own = {name: np.zeros(w.shape) for name, w in shared.items()}
+    if not shared:
+        return
+    for g, s in zip(*np.nonzero(cache["valid"]), strict=True):
+        row, dout = cache["tokens"][g, s], dy[g, s]
+        dx[g, s] += feed_forward_gradient(
+            spec, row, shared, reference.SHARED, dout, own
+        )
+    grads |= {f"shared_{name}": g[0] for name, g in own.items()}
 
 
 def feed_forward_gradient(spec, row, weights, edge, dout, grads):
@@ -68,11 +88,16 @@ def feed_forward_gradient(spec, row, weights, edge, dout, grads):
 
 def gate_gradient(spec, edges, dgate, probs, dprobs):
     """From the gates of one group to its probabilities."""
+    if spec.router in reference_routers.UNIT_GATE:
+        return
     by_token = {}
     for edge, d in zip(edges, dgate, strict=True):
         if edge.gate:
             by_token.setdefault(edge.token, []).append((edge, d))
-    renormalised = spec.router == "top_k" and spec.k > 1
+    several = spec.router in ("top_k", "noisy_top_k")
+    renormalised = several and spec.k > 1
+    if spec.router == "group_limited":
+        renormalised = spec.renormalize
     for token, pairs in by_token.items():
         if not renormalised:
             for edge, d in pairs:
@@ -82,16 +107,29 @@ def gate_gradient(spec, edges, dgate, probs, dprobs):
         order = sorted(
             range(spec.num_experts), key=lambda e: (-probs[token, e], e)
         )
+        if spec.router == "group_limited":  # not the best of all
+            order = [edge.expert for edge, _ in pairs]
         total = sum(probs[token, e] for e in order[: spec.k])
         mean = sum(d * edge.gate for edge, d in pairs)
         for choice, (_, d) in enumerate(pairs):
             dprobs[token, order[choice]] += (d - mean) / total
 
 
+def logits_gradient(spec, cache, dgates, dprobs):
+    """From all gates, and from those that are made to sum to 1."""
+    gates, probs = cache["gates"], cache["probs"]
+    dot = (dprobs * probs).sum(-1, keepdims=True)
+    if spec.gate == "sigmoid":
+        total = np.maximum(gates.sum(-1, keepdims=True), 1e-30)
+        dgates = dgates + (dprobs - dot) / total
+        return dgates * gates * (1 - gates)
+    dot = dot + (dgates * probs).sum(-1, keepdims=True)
+    return probs * (dprobs + dgates - dot)
+
+
 def load_balancing_gradient(spec, cache):
     """f has no gradient, P is a mean."""
-    probs, valid = cache["probs"], cache["valid"]
-    first = reference.first_choices(spec, probs, valid)
+    probs, valid, first = cache["probs"], cache["valid"], cache["first"]
     result = np.zeros_like(probs)
     groups = valid.any(-1).sum()
     for g in np.nonzero(valid.any(-1))[0]:

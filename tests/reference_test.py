@@ -29,6 +29,17 @@ def numerical_gradient(f, array, eps=1e-6):
     return result
 
 
+NO_LOSSES = {
+    "load_balancing_loss_weight": 0.0,
+    "z_loss_weight": 0.0,
+    "importance_loss_weight": 0.0,
+}
+# Not trained, by router.
+FROZEN = {
+    "hash": ("kernel", "table", "bias"),
+    "random": ("kernel", "table", "bias"),
+}
+IDS = np.array([[0, 1, 2, 1, 0, 3], [3, 3, 2, 1, 0, 4]])
 SPECS = {
     "switch": {},
     "switch drops": {"capacity_factor": 0.5, "min_capacity": 1},
@@ -55,6 +66,44 @@ SPECS = {
         "second_threshold": 0.3,
     },
     "expert_choice": {"router": "expert_choice", "min_capacity": 1},
+    "expert_choice capped": {
+        "router": "expert_choice",
+        "max_experts": 1,
+        "min_capacity": 1,
+    },
+    "shared": {"activation": "gated-silu", "capacity_factor": 0.5},
+    "hash": {"router": "hash", "k": 2, **NO_LOSSES},
+    "random": {"router": "random", **NO_LOSSES},
+    "no_token_left_behind": {
+        "router": "no_token_left_behind",
+        "k": 2,
+        "capacity_factor": 0.8,
+        "min_capacity": 1,
+    },
+    "loss_free": {"router": "loss_free", "k": 2, "gate": "sigmoid"},
+    "loss_free softmax": {"router": "loss_free", "k": 2},
+    "group_limited": {
+        "router": "group_limited",
+        "k": 2,
+        "gate": "sigmoid",
+        "num_expert_groups": 3,
+        "group_limit": 2,
+    },
+    "base": {
+        "router": "base",
+        "gate": "sigmoid",
+        "capacity_factor": 0.8,
+        "min_capacity": 1,
+        **NO_LOSSES,
+    },
+    "noisy_top_k": {
+        "router": "noisy_top_k",
+        "k": 2,
+        "load_balancing_loss_weight": 0.0,
+        "load_loss_weight": 0.9,
+        "capacity_factor": 0.8,
+        "min_capacity": 1,
+    },
 }
 
 
@@ -62,26 +111,37 @@ SPECS = {
 @pytest.mark.parametrize("name", SPECS)
 def test_gradients_equal_central_differences(name, training):
     rng = np.random.default_rng(len(name))
-    spec = reference.Spec(
-        num_experts=E,
-        training=training,
-        load_balancing_loss_weight=0.7,
-        z_loss_weight=0.3,
-        importance_loss_weight=0.5,
-        **SPECS[name],
-    )
+    weighted = {
+        "load_balancing_loss_weight": 0.7,
+        "z_loss_weight": 0.3,
+        "importance_loss_weight": 0.5,
+    }
+    spec = reference.Spec(E, training=training, **(weighted | SPECS[name]))
     weights = make_weights(rng, spec.activation)
+    if spec.router == "noisy_top_k":
+        weights["noise_kernel"] = rng.normal(size=(D, E))
+    if name == "shared":
+        for key in ("wi_0", "wi_1", "wo"):
+            shape = (2 * F, D) if key == "wo" else (D, 2 * F)
+            weights[f"shared_{key}"] = rng.normal(size=shape)
+    weights["bias"] = np.array([0.3, 0.0, -0.3])
+    weights["table"] = np.array([[0, 1, 2, 1, 0], [2, 0, 1, 2, 1]])
     x = rng.normal(size=(2, 6, D))
     dy = rng.normal(size=x.shape)
     mask = np.array([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]])
 
     def objective():
-        out = reference.switch_layer(spec, x, weights, mask)
+        out = reference.switch_layer(spec, x, weights, mask, IDS)
         loss = reference.total_loss(spec, out.losses) if training else 0.0
         return (out.y * dy).sum() + loss
 
-    grads = reference_gradients.gradients(spec, x, weights, dy, mask)
+    grads = reference_gradients.gradients(spec, x, weights, dy, mask, IDS)
+    frozen = FROZEN.get(spec.router, ("table", "bias"))
+    if spec.router == "noisy_top_k" and not training:  # there is no noise
+        frozen = (*frozen, "noise_kernel")
     for key, array in {"x": x, **weights}.items():
+        if key in frozen:
+            continue
         wanted = numerical_gradient(objective, array)
         np.testing.assert_allclose(
             grads[key], wanted, rtol=1e-5, atol=1e-7, err_msg=key

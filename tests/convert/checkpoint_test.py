@@ -8,8 +8,9 @@ import pytest
 from keras import ops
 
 from keras_switch.convert import rules
-from keras_switch.convert.huggingface import _assign, _Tensors, load_backbone
+from keras_switch.convert.huggingface import _assign, load_backbone
 from keras_switch.convert.huggingface_config import read_configuration
+from keras_switch.convert.safetensors_files import Tensors
 from keras_switch.files import CheckpointError
 
 pytest.importorskip("transformers")
@@ -257,7 +258,7 @@ def test_the_model_is_as_before(folder, backbone, name):
     before = weights(backbone)
     with pytest.raises(CheckpointError, match=message):
         configuration = read_configuration(folder / "config.json")
-        _assign(backbone, configuration, _Tensors(folder))
+        _assign(backbone, configuration, Tensors(folder))
     for path, values in weights(backbone).items():
         np.testing.assert_array_equal(values, before[path])
 

@@ -258,8 +258,18 @@ class TestRefusals:
     def test_gated_experts(self, tmp_path):
         self.refuse(tmp_path, "no gated form", activation="gated-gelu")
 
+    def test_a_dense_layer_beside_a_sparse_one(self, tmp_path):
+        match = "extra_feed_forward must be False"
+        self.refuse(tmp_path, match, extra_feed_forward=True)
+
+    def test_shared_experts(self, tmp_path):
+        match = "num_shared_experts must be 0"
+        self.refuse(tmp_path, match, num_shared_experts=1)
+
     def test_another_router(self, tmp_path):
         router = keras_switch.TopKRouter(k=2)
+        self.refuse(tmp_path, "router must be top-1", router=router)
+        router = keras_switch.convert.UnitGateRouter()  # a SwitchRouter
         self.refuse(tmp_path, "router must be top-1", router=router)
 
     def test_capacity_by_factor(self, tmp_path):

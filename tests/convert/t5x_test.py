@@ -80,8 +80,9 @@ def test_round_trip(backbone, parameters, tmp_path, compressor):
         GATED,
         {"encoder_sparse_step": 0, "decoder_sparse_step": 0},
         {"encoder_sparse_step": 1, "decoder_sparse_step": [0], **GATED},
+        {"extra_feed_forward": True, **GATED},
     ],
-    ids=["gated and untied", "dense", "mixed"],
+    ids=["gated and untied", "dense", "mixed", "st-moe"],
 )
 def test_round_trip_of_other_models(tmp_path, arguments):
     backbone = tiny.backbone(**arguments)
@@ -267,6 +268,29 @@ def test_scanned_that_does_not_fit(parameters, tmp_path, change, words):
 # === Arguments ===
 
 
+def test_the_dense_layers_of_st_moe(tmp_path):
+    """Names as in Flaxformer's `SparseEncoderLayer`."""
+    backbone = tiny.backbone(**DEEP, extra_feed_forward=True)
+    parameters = t5x_writer.parameters_of(backbone)
+    norm = "encoder/layers_3/pre_extra_mlp_layer_norm/scale"
+    kernel = "decoder/layers_1/extra_mlp/wo/kernel"
+    assert parameters[norm].shape == (16,)
+    assert parameters[kernel].shape == (32, 16)
+    blocks = {"encoder": 2, "decoder": 2}
+    t5x_writer.write(tmp_path, t5x_writer.scanned(parameters, blocks))
+    arguments = read_arguments(T5XCheckpoint(tmp_path))
+    assert arguments["extra_feed_forward"]
+    assert_same(load_t5x(tmp_path, dropout=0.0), backbone)
+
+
+def test_a_dense_layer_beside_some_sparse_layers_only(tmp_path):
+    backbone = tiny.backbone(**DEEP, extra_feed_forward=True)
+    parameters = t5x_writer.parameters_of(backbone)
+    del parameters["encoder/layers_3/extra_mlp/wi/kernel"]
+    t5x_writer.write(tmp_path, parameters)
+    refused(tmp_path, "encoder/layers_3/extra_mlp/wi/kernel", "nothing")
+
+
 def test_arguments(parameters, tmp_path):
     t5x_writer.write(tmp_path, parameters)
     assert read_arguments(T5XCheckpoint(tmp_path)) == {
@@ -283,6 +307,7 @@ def test_arguments(parameters, tmp_path):
         "activation": "relu",
         "relative_attention_num_buckets": 32,
         "tie_embedding_weights": True,
+        "extra_feed_forward": False,
     }
     loaded = load_t5x(tmp_path, activation="relu", dropout=0.25)
     assert loaded.dropout == 0.25

@@ -237,6 +237,14 @@ def quantized():
     return model
 
 
+def st_moe():
+    return dense_lm(extra_feed_forward=True)
+
+
+def with_shared():
+    return dense_lm(num_shared_experts=1)
+
+
 def with_lora():
     model = dense_lm()
     layers(model)[1].feed_forward.wo.enable_lora(2)
@@ -249,6 +257,8 @@ def with_lora():
         (tiny.lm, {}, "received one with encoder_layer_1, decoder_layer_1"),
         (quantized, {}, "must not be quantized; received one whose .*int8"),
         (with_lora, {}, "received one with .*lora_kernel_a.* beyond them"),
+        (with_shared, {}, "shared_expert/wi/kernel.* missing"),
+        (st_moe, {}, "extra_feed_forward/wi/kernel.* missing"),
         (lambda: keras.Sequential(), {}, "SwitchSeq2SeqLM; received Sequ"),
         (dense_lm, {"noise": -1.0}, "noise must be"),
         (dense_lm, {"seed": -1}, "seed must be"),

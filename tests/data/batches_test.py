@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from keras_switch.data import Examples, PrefixLM, SpanCorruption
+from keras_switch.data import Examples, NextToken, PrefixLM, SpanCorruption
 from keras_switch.data.batches import BatchMaker
 
 
@@ -156,3 +156,21 @@ def test_an_objective_that_makes_too_much_is_caught(make_corpus):
     maker = BatchMaker(make_corpus([20]), Liar(), 6, None, "none")
     with pytest.raises(ValueError, match="a row of 7 tokens where 6"):
         make(maker, [0])
+
+
+def test_rows_of_a_decoder_alone_by_hand(make_corpus):
+    # Documents 10 11 12 13 14 | 15 16 | 17; a window is 5 tokens and eos.
+    maker = BatchMaker(make_corpus([5, 2, 1]), NextToken(), 6, None, "segments")
+    assert (maker.window, maker.num_rows, maker.target_length) == (5, 2, 6)
+    x, y, weight = make(maker, [1, 0])
+    assert set(x) == {"token_ids", "padding_mask"}
+    np.testing.assert_array_equal(
+        x["token_ids"], [[0, 15, 16, 0, 17, 0], [0, 10, 11, 12, 13, 14]]
+    )
+    np.testing.assert_array_equal(
+        x["padding_mask"], [[1, 1, 1, 2, 2, 0], [1, 1, 1, 1, 1, 1]]
+    )
+    np.testing.assert_array_equal(
+        y, [[15, 16, 1, 17, 1, 0], [10, 11, 12, 13, 14, 1]]
+    )
+    np.testing.assert_array_equal(weight, [[1, 1, 1, 1, 1, 0], [1] * 6])

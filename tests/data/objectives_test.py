@@ -4,6 +4,7 @@ import pytest
 from hypothesis import strategies as st
 
 from keras_switch.data import (
+    NextToken,
     PrefixLM,
     SpanCorruption,
     largest_window,
@@ -214,3 +215,12 @@ def test_prefix_lm_of_one_window(rng):
     for fraction in (0, 1):
         with pytest.raises(ValueError, match="prefix_fraction must be"):
             prefix_lm(np.ones(4, int), rng, fraction)
+
+
+def test_next_token_by_hand():
+    examples = NextToken()(np.array([5, 6, 7]), [1, 2], None)
+    assert examples.targets.tolist() == [5, 1, 6, 7, 1]
+    assert examples.target_lengths.tolist() == [2, 3]
+    assert examples.inputs.tolist() == examples.targets.tolist()
+    assert examples.targets.dtype == np.int32
+    assert largest_window(NextToken(), 8) == 7

@@ -31,7 +31,10 @@ _MODELS = {
         "decoder_router": "switch",
         "min_capacity": 1,
     },
-    "batch-prioritized": {"router": {"batch_prioritized": True}},
+    "batch-prioritized, in the encoder": {
+        "router": {"batch_prioritized": True},
+        "decoder_router": "switch",
+    },
     "groups over rows": {"group_size": 16},
     "dropless": {"dispatch": "dropless"},
 }

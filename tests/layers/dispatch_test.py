@@ -5,7 +5,7 @@ import pytest
 from keras import ops
 
 from keras_switch.layers import dispatch
-from keras_switch.layers.routing import RouterIndices
+from keras_switch.layers.routes import RouterIndices
 from tests import bridge
 
 D = 3

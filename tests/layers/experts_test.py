@@ -71,3 +71,30 @@ def test_config_round_trip():
     config = keras.saving.serialize_keras_object(layer)
     again = keras.saving.deserialize_keras_object(config)
     assert again.get_config() == layer.get_config()
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="JAX compiles")
+def test_an_eager_evaluation_compiles_once():
+    """Each conditional of eager JAX is compiled anew, unless it is in a jit of
+    a function that is known: a second a call, and memory for each."""
+    import jax
+
+    layer = Experts(4, 19)  # a shape of no other test
+    layer.build((None, 11))
+    rows = np.ones((32, 11), "float32")
+    sizes = np.array([20, 12, 0, 0], "int32")
+    layer(rows, sizes=sizes, training=False)
+    compiled = []
+
+    def listen(event, seconds, **_):
+        if "backend_compile" in event:
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        layer(rows, sizes=sizes, training=False)
+        assert not compiled
+        layer(rows[:16], sizes=sizes // 2, training=False)
+        assert compiled  # the listener hears
+    finally:
+        jax.monitoring.clear_event_listeners()

@@ -140,3 +140,14 @@ def test_functional_shape():
 def test_refuses(kwargs, name):
     with pytest.raises(ValueError, match=f"{name} must"):
         FeedForward(**{"intermediate_dim": F, **kwargs})
+
+
+def test_biases_follow_each_product(rng):
+    layer = make("gated-relu", use_bias=True)
+    w = {v.path.split("/", 1)[1]: bridge.numpy(v) for v in layer.weights}
+    assert w["wi_0/bias"].shape == (F,) and w["wo/bias"].shape == (D,)
+    x = rng.normal(size=(B, T, D)).astype("float32")
+    gate = np.maximum(x @ w["wi_0/kernel"] + w["wi_0/bias"], 0)
+    hidden = gate * (x @ w["wi_1/kernel"] + w["wi_1/bias"])
+    wanted = hidden @ w["wo/kernel"] + w["wo/bias"]
+    np.testing.assert_allclose(bridge.numpy(layer(x)), wanted, atol=1e-4)

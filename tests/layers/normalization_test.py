@@ -3,7 +3,11 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_switch.layers.normalization import RMSNorm
+from keras_switch.layers.normalization import (
+    LayerNorm,
+    RMSNorm,
+    make_norm,
+)
 
 
 def test_it_divides_by_the_root_mean_square():
@@ -53,3 +57,30 @@ def test_config_round_trip():
 def test_epsilon_out_of_range(epsilon):
     with pytest.raises(ValueError, match="epsilon must be a number above 0"):
         RMSNorm(epsilon=epsilon)
+
+
+def test_layer_norm_takes_off_the_mean_and_divides_by_the_deviation():
+    norm = LayerNorm(epsilon=1e-5)
+    x = np.array([[[3.0, 5.0], [7.0, 7.0]]], "float32")
+    norm.build(x.shape)
+    norm.scale.assign([1.0, 2.0])
+    norm.bias.assign([0.5, -0.5])
+    y = ops.convert_to_numpy(norm(x))
+    unit = 1 / np.sqrt(1 + 1e-5)
+    wanted = [[[0.5 - unit, 2 * unit - 0.5], [0.5, -0.5]]]
+    np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_layer_norm_in_float16_does_not_overflow():
+    x = ops.cast(np.array([[[30000.0, -30000.0]]]), "float16")
+    y = LayerNorm(dtype="float16")(x)
+    assert keras.backend.standardize_dtype(y.dtype) == "float16"
+    y = ops.convert_to_numpy(ops.cast(y, "float32"))
+    np.testing.assert_allclose(y, [[[1.0, -1.0]]], rtol=1e-3)
+
+
+def test_make_norm():
+    assert type(make_norm("rms", 1e-3, name="a")) is RMSNorm
+    assert make_norm("layer", 1e-3, name="a").get_config()["epsilon"] == 1e-3
+    with pytest.raises(ValueError, match="norm must be one of"):
+        make_norm("batch", 1e-3)

@@ -1,111 +1,56 @@
-"""Top-k and expert-choice routers, by hand; their numbers at random are held
-to the oracle in routing_test.py."""
+"""All routers by name."""
 
-import numpy as np
+import keras
 import pytest
 
 import keras_switch
-from tests.layers.routing_test import build, call, quiet
+from keras_switch.layers.routers import ROUTERS, get_router
+
+# None of these looks at later tokens in evaluation.
+NOT_CAUSAL = {"expert_choice", "soft"}
 
 
-def test_top_k_by_hand():
-    """First choices of all tokens queue before any second choice."""
-    router = build(quiet(keras_switch.TopKRouter, k=2), 3, 3, np.eye(3))
-    tokens = np.log([[[6.0, 3.0, 1.0], [2.0, 1.0, 7.0], [1.0, 5.0, 4.0]]])
-    routes = call(router, tokens)
-    np.testing.assert_array_equal(routes.expert_index, [[0, 2, 1, 1, 0, 2]])
-    np.testing.assert_array_equal(routes.slot_index, [[0, 0, 0, 1, 1, 1]])
-    np.testing.assert_array_equal(routes.token_index, [[0, 1, 2, 0, 1, 2]])
-    np.testing.assert_allclose(
-        routes.gate,
-        [[6 / 9, 7 / 9, 5 / 9, 3 / 9, 2 / 9, 4 / 9]],
-        rtol=1e-5,
-    )
+@pytest.mark.parametrize("name", ROUTERS)
+def test_by_name(name):
+    router = get_router(name, 4, name="router")
+    assert type(router) is ROUTERS[name]
+    assert (router.num_experts, router.name) == (4, "router")
+    assert router.causal is (name not in NOT_CAUSAL)
+    exported = getattr(keras_switch, type(router).__name__)
+    assert exported is getattr(keras_switch.layers, type(router).__name__)
+    assert exported is type(router)
 
 
-@pytest.mark.parametrize("k", [1, 2, 3])
-def test_batch_prioritized_ranks_by_the_first_probability(k):
-    """Not by its gate: of two, .40 and .20 make the larger one, 2/3."""
-    router = quiet(keras_switch.TopKRouter, k=k, batch_prioritized=True)
-    router = build(router, 4, 4, np.eye(4))
-    # The surer token comes second, so that its place does not help it.
-    tokens = np.log([[[0.40, 0.20, 0.20, 0.20], [0.60, 0.35, 0.03, 0.02]]])
-    routes = call(router, tokens)
-    np.testing.assert_array_equal(routes.slot_index[:, :2], [[1, 0]])
+@pytest.mark.parametrize("name", ROUTERS)
+def test_a_config_makes_the_same_router(name):
+    router = get_router(name, 4)
+    config = keras.saving.serialize_keras_object(router)
+    again = get_router(config, 4)
+    assert type(again) is type(router)
+    ours, theirs = router.get_config(), again.get_config()
+    assert ours.pop("name") and theirs.pop("name")
+    assert theirs == ours
+    assert set(router.settings) <= set(ours)
 
 
-@pytest.mark.parametrize("k", [2, 3])
-def test_random_policy_keeps_in_proportion(k):
-    """min(1, gate / threshold) in training, always in evaluation."""
-    router = quiet(keras_switch.TopKRouter, k=k, second_policy="random")
-    router = build(router, 3, 3, np.eye(3))
-    tokens = np.tile(np.log([16.0, 3.0, 1.0]), (2, 4000, 1))
-    total = 19 if k == 2 else 20
-    routes = call(router, tokens, training=True)
-    kept = (routes.expert_index < 3).reshape(2, k, 4000).mean((0, 2))
-    wanted = [1, 3 / total / 0.2, 1 / total / 0.2][:k]
-    np.testing.assert_allclose(kept, wanted, atol=0.03)
-    gates = routes.gate.reshape(2, k, 4000)[:, 0]
-    np.testing.assert_allclose(gates, 16 / total, rtol=1e-5)
-    routes = call(router, tokens, training=False)
-    assert (routes.expert_index < 3).all()
+@pytest.mark.parametrize("name", ROUTERS)
+def test_its_trainable_weights_are_those_it_says(name):
+    router = get_router(name, 4)
+    router.build((None, None, 6))
+    shapes = {w.name: tuple(w.shape) for w in router.trainable_weights}
+    assert router.trainable_shapes(6) == shapes
 
 
-def test_random_policy_always_keeps_a_gate_over_the_threshold():
-    router = quiet(keras_switch.TopKRouter, k=2, second_policy="random")
-    router = build(router, 2, 2, np.eye(2))
-    tokens = np.tile(np.log([3.0, 1.0]), (1, 2000, 1))
-    routes = call(router, tokens, training=True)
-    assert (routes.expert_index < 2).all()
+@pytest.mark.parametrize("name", ROUTERS)
+def test_an_argument_it_has_no_use_for_is_refused(name):
+    unused = set(keras_switch.Router.settings) - set(ROUTERS[name].settings)
+    for argument in unused:
+        with pytest.raises(ValueError, match=f"has no argument {argument}"):
+            ROUTERS[name](**{argument: 0.5})
 
 
-def test_a_refused_choice_takes_no_slot():
-    router = quiet(
-        keras_switch.TopKRouter,
-        k=2,
-        second_policy="threshold",
-        second_threshold=0.2,
-    )
-    router = build(router, 2, 2, np.eye(2))
-    tokens = np.log([[[9.0, 1.0], [2.0, 1.0], [1.0, 9.0]]])
-    routes = call(router, tokens)
-    np.testing.assert_array_equal(routes.expert_index, [[0, 0, 1, 2, 1, 2]])
-    assert routes.slot_index[0, 4] == 1
-    np.testing.assert_allclose(routes.gate[0, :3], [0.9, 2 / 3, 0.9], rtol=1e-5)
-
-
-def test_expert_choice_by_hand():
-    router = build(quiet(keras_switch.ExpertChoiceRouter), 2, 2, np.eye(2))
-    tokens = np.log([[[3.0, 1.0], [1.0, 1.0], [9.0, 1.0], [1.0, 4.0]]])
-    routes = call(router, tokens, capacity=2)
-    np.testing.assert_array_equal(routes.expert_index, [[0, 0, 1, 1]])
-    np.testing.assert_array_equal(routes.token_index, [[2, 0, 3, 1]])
-    np.testing.assert_array_equal(routes.slot_index, [[0, 1, 0, 1]])
-    np.testing.assert_allclose(routes.gate, [[0.9, 0.75, 0.8, 0.5]], rtol=1e-5)
-
-
-def test_causal():
-    assert keras_switch.SwitchRouter().causal is True
-    assert keras_switch.TopKRouter().causal is True
-    assert keras_switch.ExpertChoiceRouter().causal is False
-
-
-# Noise on one input of size 1 can be read from the log-odds of two experts.
-
-
-@pytest.mark.parametrize(
-    "kwargs,name",
-    [
-        ({"k": 0}, "k must"),
-        ({"k": -1}, "k must"),
-        ({"k": 1.5}, "k must"),
-        ({"k": True}, "k must"),
-        ({"k": 9, "num_experts": 8}, "k must be at most num_experts"),
-        ({"second_policy": "maybe"}, "second_policy"),
-        ({"second_threshold": 0.0}, "second_threshold"),
-        ({"second_threshold": -0.2}, "second_threshold"),
-    ],
-)
-def test_top_k_refuses(kwargs, name):
-    with pytest.raises((ValueError, TypeError), match=name):
-        keras_switch.TopKRouter(**kwargs)
+def test_an_unknown_name_is_refused():
+    with pytest.raises(ValueError, match="'switch', .*received router='best'"):
+        get_router("best", 4)
+    with pytest.raises(ValueError, match="'switch', .*received 7"):
+        get_router(7, 4)

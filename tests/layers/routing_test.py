@@ -6,6 +6,7 @@ import pytest
 from keras import ops
 
 import keras_switch
+from keras_switch.layers import TransformerLayer
 from tests import bridge, reference
 
 G, S, D, E = 3, 8, 6, 4
@@ -90,6 +91,30 @@ def test_batch_prioritized_by_hand():
         np.testing.assert_array_equal(routes.slot_index, [[1, 0, 2, 0]])
 
 
+def test_a_later_token_may_take_an_earlier_ones_slot():
+    """Batch-prioritized, which is why a decoder refuses it."""
+    x = np.log([[[3.0, 1.0], [2.0, 1.0]]]).astype("float32")
+    later = np.log([[[3.0, 1.0], [9.0, 1.0]]]).astype("float32")
+    for prioritized in (False, True):
+        router = quiet(keras_switch.SwitchRouter, batch_prioritized=prioritized)
+        assert router.causal is not prioritized
+        layer = keras_switch.SwitchLayer(
+            2, 4, router=router, capacity_factor=1.0, min_capacity=1
+        )
+        layer.build((None, None, 2))
+        layer.router.kernel.assign(np.eye(2))
+        first, second = (
+            bridge.numpy(layer(tokens, training=True))[0, 0]
+            for tokens in (x, later)
+        )
+        assert (np.abs(first - second).max() > 1e-3) == prioritized
+    sparse = keras_switch.SwitchLayer(
+        2, 4, router=quiet(keras_switch.SwitchRouter, batch_prioritized=True)
+    )
+    with pytest.raises(ValueError, match=r"causal.*\(batch_prioritized=True"):
+        TransformerLayer(sparse, 2, 3, cross_attention=True)
+
+
 def log_odds(**kwargs):
     router = keras_switch.SwitchRouter(**kwargs)
     router = build(router, 1, 2, [[1.0, 0.0]])
@@ -148,6 +173,8 @@ def test_default_exploration_is_the_papers_jitter():
         keras_switch.SwitchRouter,
         keras_switch.TopKRouter,
         keras_switch.ExpertChoiceRouter,
+        keras_switch.LossFreeRouter,
+        keras_switch.NoTokenLeftBehindRouter,
     ],
 )
 def test_routing_is_float32_under_every_policy(cls, policy, rng):

@@ -41,6 +41,31 @@ def test_it_is_the_sum_of_its_branches(x, rng):
     )
 
 
+def test_an_extra_feed_forward_comes_last_with_a_residual_of_its_own(x):
+    extra = FeedForward(12, init_scale=1.0, name="extra_feed_forward")
+    layer = sparse(extra_feed_forward=extra, cross_attention=True)
+    encoder_output = x[:, :3]
+    y = layer(x, encoder_output=encoder_output)
+    plain = sparse(cross_attention=True)
+    plain.build((None, None, HIDDEN))
+    theirs = {_without_layer(w.path): w for w in layer.weights}
+    for weight in plain.weights:
+        weight.assign(theirs[_without_layer(weight.path)])
+    z = plain(x, encoder_output=encoder_output)
+    extra = layer.extra_feed_forward(layer.extra_feed_forward_norm(z))
+    assert np.abs(ops.convert_to_numpy(extra)).max() > 0.1
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(y), ops.convert_to_numpy(z + extra), atol=1e-5
+    )
+    again = TransformerLayer.from_config(layer.get_config())
+    assert again.get_config() == layer.get_config()
+    assert again.extra_feed_forward.intermediate_dim == 12
+
+
+def _without_layer(path):
+    return path.split("/", 1)[1]
+
+
 def test_padding_changes_no_token_and_reaches_the_router(x):
     layer = sparse()
     mask = np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
@@ -202,3 +227,36 @@ def test_a_decoder_refuses_experts_that_choose():
 def test_a_feed_forward_must_be_a_layer():
     with pytest.raises(ValueError, match="feed_forward must be a keras"):
         TransformerLayer("relu", 2, 3)
+
+
+@pytest.mark.parametrize("extra", ["relu", SwitchLayer(4, 16)])
+def test_an_extra_feed_forward_must_be_a_dense_layer(extra):
+    with pytest.raises(ValueError, match="extra_feed_forward must be"):
+        sparse(extra_feed_forward=extra)
+
+
+def test_a_block_of_a_decoder_only_model(rng):
+    block = TransformerLayer(
+        FeedForward(8, activation="gelu", use_bias=True, name="feed_forward"),
+        num_heads=4,
+        key_value_dim=2,
+        norm="layer",
+        num_key_value_heads=2,
+        use_bias=True,
+        scaled=True,
+        rotary_max_wavelength=100.0,
+        name="block",
+    )
+    x = rng.normal(size=(2, 3, 6)).astype("float32")
+    assert block(x).shape == (2, 3, 6)
+    paths = {weight.path for weight in block.weights}
+    assert {
+        "block/self_attention_norm/bias",
+        "block/self_attention/output/bias",
+        "block/feed_forward/wo/bias",
+    } < paths
+    attention = block.self_attention
+    assert (attention.num_key_value_heads, attention.scaled) == (2, True)
+    assert attention.rotary_max_wavelength == 100.0
+    again = TransformerLayer.from_config(block.get_config())
+    assert again.get_config() == block.get_config()

@@ -3,7 +3,11 @@
 import numpy as np
 import pytest
 
-from keras_switch.layers.validation import check_choice, check_number
+from keras_switch.layers.validation import (
+    check_choice,
+    check_flag,
+    check_number,
+)
 
 
 @pytest.mark.parametrize(
@@ -46,6 +50,12 @@ def test_refuses_and_names(value, limits):
 def test_says_the_whole_range():
     with pytest.raises(ValueError, match="at least 0 and below 1; received"):
         check_number("rate", 2, at_least=0, below=1)
+
+
+def test_flags():
+    check_flag("tied", False)
+    with pytest.raises(ValueError, match="tied must be True or False; rec.*1"):
+        check_flag("tied", 1)
 
 
 def test_choices():

@@ -28,6 +28,9 @@ WRONG = [
     ("expert_dropout", 3),
     ("num_experts", -1),
     ("num_experts", 0),
+    ("extra_feed_forward", 2048),
+    ("num_shared_experts", -1),
+    ("num_shared_experts", True),
 ]
 
 

@@ -18,7 +18,7 @@ def lm(preprocessor=None, **arguments):
     rng = np.random.default_rng(11)
     for weight in lm.trainable_weights:
         value = rng.normal(size=weight.shape)
-        if len(weight.shape) == 1:
+        if len(weight.shape) <= 1:
             value = np.ones(weight.shape)  # of a norm
         elif "embeddings" not in weight.path:
             value /= np.sqrt(weight.shape[-2])

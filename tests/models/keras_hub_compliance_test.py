@@ -11,6 +11,9 @@ import pytest
 
 from keras_switch.models import (
     SwitchBackbone,
+    SwitchCausalBackbone,
+    SwitchCausalLM,
+    SwitchCausalLMPreprocessor,
     SwitchSeq2SeqLM,
     SwitchSeq2SeqLMPreprocessor,
     SwitchTokenizer,
@@ -35,6 +38,11 @@ SHAPES = {
 def token_inputs():
     # KerasHub cuts all inputs to lengths 2, 3 and 4.
     x = tiny.inputs(np.random.default_rng(5), 2, 4, 3)
+    return {name: keras.ops.convert_to_tensor(v) for name, v in x.items()}
+
+
+def causal_inputs():
+    x = tiny.causal_inputs(np.random.default_rng(5), 2, 4)
     return {name: keras.ops.convert_to_tensor(v) for name, v in x.items()}
 
 
@@ -86,6 +94,53 @@ class KerasHubComplianceTest(test_case.TestCase):
             input_data=text,
             expected_output=preprocessor(text),
             token_id_key="decoder_token_ids",
+        )
+
+    def test_causal_backbone(self):
+        self.run_backbone_test(
+            cls=SwitchCausalBackbone,
+            init_kwargs={**tiny.CAUSAL, "sparse_step": 1},
+            input_data=causal_inputs(),
+            expected_output_shape=(2, 4, 16),
+            variable_length_data=[causal_inputs()],
+            run_mixed_precision_check=False,
+        )
+
+    def test_causal_precision(self):
+        arguments = {**tiny.CAUSAL, "sparse_step": 0}
+        self.run_precision_test(
+            SwitchCausalBackbone, arguments, causal_inputs()
+        )
+
+    def test_causal_saving(self):
+        self.run_model_saving_test(
+            cls=SwitchCausalBackbone,
+            init_kwargs={**tiny.CAUSAL, **tiny.FAMILIES["fairseq"]},
+            input_data=causal_inputs(),
+        )
+
+    def test_causal_preprocessor(self):
+        preprocessor = tiny.causal_preprocessor()
+        self.init_kwargs = {
+            "tokenizer": preprocessor.tokenizer,
+            "sequence_length": 10,
+        }
+        self.run_preprocessor_test(
+            cls=SwitchCausalLMPreprocessor,
+            init_kwargs=self.init_kwargs,
+            input_data=["the dog"],
+            expected_output=preprocessor(["the dog"]),
+        )
+
+    def test_causal_task(self):
+        self.run_task_test(
+            cls=SwitchCausalLM,
+            init_kwargs={
+                "preprocessor": tiny.causal_preprocessor(),
+                "backbone": SwitchCausalBackbone(**tiny.CAUSAL),
+            },
+            train_data=(["the dog walks", "A man"],),
+            expected_output_shape=(2, 10, tiny.VOCABULARY),
         )
 
     def test_task(self):

@@ -9,6 +9,7 @@ from keras_switch.files import CheckpointError
 from keras_switch.layers import Router, SwitchRouter, TopKRouter
 from keras_switch.models import (
     SwitchBackbone,
+    SwitchCausalBackbone,
     SwitchSeq2SeqLMPreprocessor,
     SwitchTokenizer,
 )
@@ -39,10 +40,8 @@ class OwnRouter(Router):
         return super().get_config() | {"slope": self.slope}
 
 
-def read(config, overrides=None, routers=()):
-    return read_backbone(
-        PLACE, config, SwitchBackbone, overrides or {}, routers
-    )
+def read(config, overrides=None, routers=(), cls=SwitchBackbone):
+    return read_backbone(PLACE, config, cls, overrides or {}, routers)
 
 
 def config_through_json(**arguments):
@@ -60,6 +59,7 @@ def config_through_json(**arguments):
         {"encoder_sparse_step": [0], "decoder_sparse_step": 1},
         {"name": "mine", "trainable": False, "dtype": "bfloat16"},
         {"router": "expert_choice", "decoder_sparse_step": 0},
+        {"extra_feed_forward": True, "num_shared_experts": 2},
     ],
 )
 def test_what_a_backbone_writes_makes_the_same_one(arguments):
@@ -74,8 +74,44 @@ def test_what_a_backbone_writes_makes_the_same_one(arguments):
 def test_the_presets_of_the_package_are_read(name):
     with open(f"{preset_paths()[name]}/config.json") as file:
         value = json.load(file)
-    config = config_of(PLACE, value, SwitchBackbone, "SwitchBackbone")
-    assert read(config)["num_heads"] == config["num_heads"]
+    cls = SwitchBackbone
+    if name in SwitchCausalBackbone.presets:
+        cls = SwitchCausalBackbone
+    config = config_of(PLACE, value, cls, cls.preset_name)
+    assert read(config, cls=cls)["num_heads"] == config["num_heads"]
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_a_decoder_alone_is_read(family):
+    made = tiny.causal_backbone(family, router=TopKRouter(k=3, seed=5))
+    config = json.loads(json.dumps(made.get_config()))
+    read_back = read(config, cls=SwitchCausalBackbone)
+    again = SwitchCausalBackbone(**read_back).get_config()
+    del config["dtype"], again["dtype"]
+    assert json.loads(json.dumps(again)) == config
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"num_layers": 1001}, "config.num_layers"),
+        ({"sparse_step": "1"}, "config.sparse_step."),
+        ({"encoder_sparse_step": 2}, "config.encoder_sparse_step"),
+        ({"decoder_router": None}, "config.decoder_router"),
+        ({"position": "eval"}, "config.position"),
+        ({"norm": 3}, "config.norm"),
+        ({"use_bias": 1}, "config.use_bias"),
+        ({"expert_activation": "eval"}, "config.expert_activation"),
+        ({"num_key_value_heads": 3}, "config.num_heads"),
+        ({"rotary_max_wavelength": 0.5}, "config.rotary_max_wavelength"),
+        ({"max_sequence_length": 0}, "config.max_sequence_length"),
+    ],
+)
+def test_what_is_refused_of_a_decoder_alone(change, field):
+    config = json.loads(json.dumps(tiny.causal_backbone().get_config()))
+    with pytest.raises(CheckpointError) as caught:
+        read({**config, **change}, cls=SwitchCausalBackbone)
+    assert caught.value.field == field
 
 
 @pytest.mark.parametrize(
@@ -117,10 +153,13 @@ def serialized(router):
 def test_our_routers_are_known_by_their_names(name):
     cls, _ = ROUTER_FIELDS[name]
     assert keras.saving.get_registered_name(cls) == name
-    router = cls(jitter=0.02, z_loss_weight=0.5)
+    mine = {"num_experts": 4, "seed": 3, "jitter": 0.02, "z_loss_weight": 0.5}
+    mine = {key: mine[key] for key in mine if key in cls.settings}
+    router = cls(**mine)
     again = read_router(PLACE, serialized(router))
     assert type(again) is cls
-    assert (again.jitter, again.z_loss_weight) == (0.02, 0.5)
+    for key in cls.settings:
+        assert getattr(again, key) == mine.get(key, getattr(router, key))
 
 
 def test_a_router_of_the_users_own_comes_by_an_argument():

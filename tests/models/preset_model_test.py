@@ -1,4 +1,4 @@
-"""Both models go by the same door."""
+"""All models go by the same door."""
 
 import inspect
 import pathlib
@@ -6,7 +6,12 @@ import pathlib
 import pytest
 
 from keras_switch.files import MANIFEST
-from keras_switch.models import SwitchBackbone, SwitchSeq2SeqLM
+from keras_switch.models import (
+    SwitchBackbone,
+    SwitchCausalBackbone,
+    SwitchCausalLM,
+    SwitchSeq2SeqLM,
+)
 from keras_switch.models.preset_model import PresetModel
 from tests.models import tiny
 
@@ -18,7 +23,10 @@ DENSE = {
 }
 
 
-@pytest.mark.parametrize("cls", [SwitchBackbone, SwitchSeq2SeqLM])
+@pytest.mark.parametrize(
+    "cls",
+    [SwitchBackbone, SwitchSeq2SeqLM, SwitchCausalBackbone, SwitchCausalLM],
+)
 def test_the_door_stands_before_keras_hubs(cls):
     for name in ("from_preset", "save_to_preset"):
         assert getattr(cls, name).__qualname__ == f"PresetModel.{name}"

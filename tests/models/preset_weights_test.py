@@ -88,6 +88,23 @@ def test_what_keras_writes_is_found_where_it_is(tmp_path, name):
     assert_equal(again, written)
 
 
+def test_experts_by_the_name_they_once_had(tmp_path):
+    written = tiny.backbone(**MODELS["sparse"])
+    written.save_weights(tmp_path / "model.weights.h5")
+    with h5py.File(tmp_path / "model.weights.h5", "r+") as file:
+        new = []
+        file.visit(lambda name: new.append(name))
+        new = [name for name in new if name.endswith("/expert_dense")]
+        assert new
+        for name in new:
+            file.move(name, name.replace("expert_dense", "einsum_dense"))
+    again = tiny.backbone(**MODELS["sparse"])
+    files = files_of(tmp_path)
+    load_weights(again, files)
+    files.close()
+    assert_equal(again, written)
+
+
 @pytest.mark.parametrize("mode", ["int8", "int4", "float8"])
 def test_quantized_weights(tmp_path, mode):
     written = tiny.backbone(**SMALL, encoder_sparse_step=1)

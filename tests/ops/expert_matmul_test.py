@@ -9,7 +9,7 @@ from keras import ops
 
 from keras_switch.ops import expert_matmul as module
 from keras_switch.ops.compiled import compiled
-from tests import bridge
+from tests import bits, bridge
 
 ROWS = (1, 8, 129)
 
@@ -58,7 +58,7 @@ def test_a_row_has_the_same_bits_however_many_there_are(rng, width, units):
     for count in (fewest, fewest + 1, 129, 160):
         part = ops.convert_to_tensor(x[:, :count])
         some = bridge.numpy(multiply(part, kernel))
-        np.testing.assert_array_equal(some, whole[:, :count])
+        bits.assert_same(some, whole[:, :count])
 
 
 def test_a_poisoned_row_stays_alone(rng):

@@ -35,6 +35,9 @@ def test_a_signal_during_fit_is_noted(number, heard):
     signals.install(trainer)
     trainer.fit(lambda: send(number))
     assert signals.received == number and not heard
+    assert not signals.due
+    signals.poll(3)
+    assert signals.due
     signals.restore()
     send(number)
     assert heard == [number]

@@ -1,5 +1,3 @@
-import types
-
 import keras
 import numpy as np
 import pytest
@@ -121,14 +119,6 @@ def test_other_arrays_are_refused_before_any_is_assigned(change, message):
         state.assign("file", variables, arrays, ["model"])
     for variable in variables.values():
         assert not keras.ops.convert_to_numpy(variable).any()
-
-
-def test_variables_of_several_processes_are_refused():
-    spread = types.SimpleNamespace(
-        value=types.SimpleNamespace(is_fully_addressable=False)
-    )
-    with pytest.raises(ValueError, match="model/0, which is spread"):
-        state.copy_to_host(built(), {"model/0": spread})
 
 
 def test_non_finite_arrays_are_found():

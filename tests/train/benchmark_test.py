@@ -11,6 +11,7 @@ from keras_switch_train import (
     benchmark,
     checkpoint_cost,
     layer_speed,
+    profile_layer,
     step_speed,
 )
 from keras_switch_train import flags as shared
@@ -43,6 +44,7 @@ def cells(monkeypatch):
 
     monkeypatch.setattr(layer_speed, "compare", compare)
     monkeypatch.setattr(step_speed, "compare", compare)
+    monkeypatch.setattr(profile_layer, "profile", compare)
     return found
 
 
@@ -91,6 +93,43 @@ def test_unknown_rivals_are_refused(cells, what, given):
         ):
             getattr(benchmark, f"_{what}")()
     assert not cells
+
+
+def test_profile_of_the_same_grid(cells):
+    with flagsaver.flagsaver(
+        experts=[2, 4], sides=["dense", "ours"], calls=["training"]
+    ):
+        benchmark._profile()
+    assert [cell.experts for cell, *_ in cells] == [2, 4]
+    assert cells[0][0] == layer_speed.Cell(2, 64, 8, 16, "float32", 1.25, None)
+    how = (keras.backend.backend(), 1, False)
+    assert cells[0][1:] == (["dense", "ours"], ["training"], *how)
+
+
+def test_profile_by_default(cells, capsys):
+    with flagsaver.flagsaver(what="profile", experts=[2], repeats=None):
+        benchmark.main()
+    _, sides, kinds, _, calls, _ = cells[0]
+    assert (sides, kinds, calls) == (
+        ["ours", "dense"],
+        ["forward", "training"],
+        5,
+    )
+    out = capsys.readouterr().out
+    assert "transformers" not in json.loads(out[out.index("{") :])
+
+
+def test_profile_of_tokens_that_fill_no_row(cells):
+    with flagsaver.flagsaver(what="profile", tokens=[700]):
+        with pytest.raises(shared.UsageError, match="--tokens .*received 700"):
+            benchmark._profile()
+    assert not cells
+
+
+def test_repeats_by_default(cells):
+    with flagsaver.flagsaver(experts=[2], repeats=None):
+        benchmark._layer()
+    assert cells[0][3] == 9
 
 
 def test_a_step_has_no_dense_rival(cells):

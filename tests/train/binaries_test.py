@@ -213,6 +213,7 @@ def short(files, workdir, *more):
 
 
 @pytest.mark.slow
+@pytest.mark.any_backend
 def test_pretrain_in_half_precision_on_short_rows(files):
     workdir = files / "half"
     more = ("--dtype=mixed_bfloat16", "--input_length=12")
@@ -224,6 +225,7 @@ def test_pretrain_in_half_precision_on_short_rows(files):
 
 
 @pytest.mark.slow
+@pytest.mark.any_backend
 def test_pretrain_saves_nothing_of_a_run_that_diverged(files):
     workdir = files / "diverged"
     done = start("pretrain", *short(files, workdir, "--learning_rate=1e30"))

@@ -14,6 +14,7 @@ BINARIES = (
     "benchmark",
     "convert",
     "generate",
+    "plan",
     "pretrain",
     "upcycle",
 )

@@ -94,3 +94,10 @@ def test_broken_weights_are_the_presets_fault(run, monkeypatch):
     monkeypatch.setattr("keras_switch.models.SwitchSeq2SeqLM.generate", broken)
     with pytest.raises(flags.UsageError, match="--preset: Logits are not"):
         run()
+
+
+def test_a_decoder_alone_goes_on_with_a_text(run, tmp_path):
+    lm = tiny.causal_lm(preprocessor=tiny.causal_preprocessor())
+    lm.save_to_preset(str(tmp_path))
+    out = run(preset=str(tmp_path), prompt=["the dog"], max_length=8)
+    assert out.startswith("prompt: the dog\nanswer: the dog")

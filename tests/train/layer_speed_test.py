@@ -64,7 +64,7 @@ def test_other_results_are_refused(folder, rival, planted):
 
 def test_tokens_are_drawn_so_that_no_capacity_drops_any(tmp_path):
     cell = layer_speed.Cell(8, 1024, 16, 4)
-    layer_speed._write(cell, str(tmp_path))
+    layer_speed.write(cell, str(tmp_path))
     work = json.loads((tmp_path / "work.json").read_text())
     assert work["capacity"] == 80 and work["eval_capacity"] is None
     with np.load(tmp_path / "data.npz") as data:

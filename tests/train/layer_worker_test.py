@@ -11,7 +11,7 @@ CELL = layer_speed.Cell(2, 32, 8, 24)
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = str(tmp_path_factory.mktemp("layer"))
-    layer_speed._write(CELL, path)
+    layer_speed.write(CELL, path)
     return path
 
 

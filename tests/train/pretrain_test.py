@@ -1,16 +1,14 @@
 """Parts of pre-training that need no training; a run is in binaries_test."""
 
-import json
 import types
 
 import keras
-import numpy as np
 import pytest
 from absl import flags as absl_flags
 from absl.testing import flagsaver
 
-from keras_switch import files, models, resume
-from keras_switch_train import flags, pretrain
+from keras_switch import models, resume
+from keras_switch_train import corpus, flags, pretrain
 from tests.models import tiny
 
 
@@ -58,47 +56,8 @@ def test_samples_are_of_the_dtype_of_the_run(documents, tmp_path, monkeypatch):
     assert (tmp_path / "samples.txt").exists()
 
 
-@pytest.mark.parametrize("loss, weight", [(np.nan, 0.0), (2.0, np.inf)])
-def test_a_model_that_diverged_is_refused(loss, weight):
-    lm = tiny.lm()
-    history = {"loss": [3.0, 2.0], "step": [10, 14]}
-    pretrain._refuse_divergence(lm, history)
-    scale = lm.backbone.encoder_layer_norm.scale
-    scale.assign(scale + weight)
-    history["loss"][-1] = loss
-    with pytest.raises(flags.UsageError, match="diverged within 14 steps"):
-        pretrain._refuse_divergence(lm, history)
-
-
 def test_the_code_that_asks_for_another_start_is_the_library_s():
     assert flags._AGAIN == resume.EXIT_CODE
-
-
-def test_a_run_begun_with_other_flags_is_refused(tmp_path):
-    checkpoint = types.SimpleNamespace(dataset=lambda: None)
-
-    def fit(*args, **kwargs):
-        raise files.CheckpointError("a", "model", "as it was", "another")
-
-    with pytest.raises(flags.UsageError, match="--workdir: a: model must be"):
-        pretrain._fit(
-            types.SimpleNamespace(fit=fit),
-            types.SimpleNamespace(dataset=lambda: None),
-            checkpoint,
-            [],
-        )
-
-
-def test_history_is_whole_or_absent(tmp_path, broken_rename):
-    history = {"step": [1, 2], "loss": [3.0, 2.0], "val_loss": [3.0, 2.5]}
-    path = tmp_path / "history.json"
-    path.write_text("old")
-    with broken_rename():
-        pretrain._write_history(history, str(tmp_path))
-    assert path.read_text() == "old"
-    pretrain._write_history(history, str(tmp_path))
-    assert json.loads(path.read_text())["history"] == history
-    assert {p.name for p in tmp_path.iterdir()} == {"history.json", "loss.png"}
 
 
 def test_samples_are_whole_or_absent(documents, tmp_path, broken_rename):
@@ -108,3 +67,27 @@ def test_samples_are_whole_or_absent(documents, tmp_path, broken_rename):
     with broken_rename():
         pretrain._show_samples(documents, str(tmp_path))
     assert path.read_text() == "old"
+
+
+def test_the_objective_says_whether_there_is_an_encoder(tmp_path):
+    tokenizer = tiny.preprocessor().tokenizer
+    pipeline = types.SimpleNamespace(input_length=9, target_length=9)
+    with flagsaver.flagsaver(
+        objective="next_token", preset="switch_causal_mini"
+    ):
+        lm = pretrain._make_model(pretrain._make_backbone())
+        assert type(lm) is models.SwitchCausalLM
+        lm = tiny.causal_lm()
+        corpus.save(lm, tokenizer, pipeline, str(tmp_path))
+    again = models.SwitchCausalLM.from_preset(tmp_path / "preset")
+    assert again.preprocessor.sequence_length == 9
+
+
+@pytest.mark.parametrize(
+    "objective, preset",
+    [("next_token", "switch_mini"), ("prefix_lm", "switch_causal_mini")],
+)
+def test_a_preset_of_the_other_kind_is_refused(objective, preset):
+    with flagsaver.flagsaver(objective=objective, preset=preset):
+        with pytest.raises(flags.UsageError, match="--preset.*registered_name"):
+            pretrain._make_backbone()

@@ -1,0 +1,1 @@
+"""Runs on several devices, in processes of their own."""

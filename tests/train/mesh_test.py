@@ -1,0 +1,63 @@
+import pytest
+
+from tests.train.flags_test import run
+
+PRETRAIN = ("pretrain", "--workdir=x", "--corpus=" + __file__)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--mesh=batch"], "give its size, as in batch:4,model:2"),
+        (["--mesh=batch:0"], "received 'batch:0'"),
+        (["--mesh=batch:2,batch:2"], "name each axis once"),
+        (["--mesh=model:2"], "must have an axis called batch"),
+        (["--mesh=batch:2,modle:2", "--layout=expert"], "there are 1"),
+        (["--mesh=batch:2", "--backend=torch"], "needs --backend=jax"),
+        (
+            ["--mesh=batch:2", "--backend=tensorflow", "--num_processes=2"]
+            + ["--minutes=0", "--steps=1"],
+            "received tensorflow and --num_processes=2",
+        ),
+        (["--num_processes=2", "--minutes=0", "--steps=1"], "--mesh must be"),
+        (["--num_processes=2"], "--minutes must be 0 with --num_processes"),
+        (
+            ["--num_processes=2", "--minutes=0", "--steps=1", "--mesh=batch:2"],
+            "--coordinator must be given",
+        ),
+        (["--mesh=batch:2", "--process_id=3"], "must be below"),
+        (["--layout=diagonal"], "--layout=diagonal"),
+    ],
+)
+def test_bad_meshes_are_one_line_and_exit_code_2(arguments, message, tmp_path):
+    done = run(*PRETRAIN, "--backend=jax", *arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("pretrain.py: ") and message in last
+
+
+def test_a_mesh_says_how_to_try_it_on_a_processor(tmp_path):
+    done = run(*PRETRAIN, "--backend=jax", "--mesh=batch:2", cwd=tmp_path)
+    assert "XLA_FLAGS=--xla_force_host_platform_device_count=2" in done.stderr
+
+
+def test_plan_needs_a_mesh(tmp_path):
+    done = run("plan", "--backend=jax", cwd=tmp_path)
+    assert done.returncode == 2 and "--mesh must be given" in done.stderr
+
+
+def test_plan_says_what_a_step_costs(tmp_path):
+    done = run(
+        "plan",
+        "--backend=jax",
+        "--mesh=batch:2,model:2",
+        "--batch_size=4",
+        "--input_length=16",
+        f"--workdir={tmp_path}",
+    )
+    assert done.returncode == 0, done.stderr
+    said = done.stdout
+    assert "on 4 devices (batch 2, model 2)" in said and "fits in 32 GB" in said
+    (line,) = (x for x in said.splitlines() if "all-to-all" in x)
+    assert line.split()[1] == "8"
+    assert (tmp_path / "plan.json").exists()
