@@ -1,6 +1,8 @@
 """The cores that this process may use."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 
 def ids() -> list[int]:
@@ -17,3 +19,19 @@ def pin(core: int) -> None:
     """
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {core})
+
+
+@contextlib.contextmanager
+def pinned(core: int) -> Iterator[None]:
+    """Processes that the block starts are kept on one core, where they can be.
+
+    Args:
+        core: Its number.
+    """
+    before = ids()
+    pin(core)
+    try:
+        yield
+    finally:
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, before)

@@ -12,6 +12,10 @@ one that finetune never trains on.
     --task=mine.jsonl             your own: lines with "input" and "target"
     --shots=4                     of a decoder alone that was not fine-tuned:
                                   which label is likeliest behind 4 examples
+    --timed_examples=50           also how long an answer takes, one at a time,
+                                  and how large the preset is
+    --saved_model=served/1        answer by a SavedModel of the preset, as
+                                  TensorFlow Serving would
 """
 
 import json
@@ -35,6 +39,18 @@ _SHOTS = absl_flags.DEFINE_integer(
     "training examples, instead of generating. --seed chooses them.",
     lower_bound=0,
 )
+_TIMED = absl_flags.DEFINE_integer(
+    "timed_examples",
+    0,
+    "Answer so many test examples of each task one at a time, and print how "
+    "long that takes, and how large the preset or SavedModel is.",
+    lower_bound=0,
+)
+_SAVED_MODEL = absl_flags.DEFINE_string(
+    "saved_model",
+    None,
+    "Folder of a SavedModel of --preset, which then gives the tokenizer alone.",
+)
 
 
 def main() -> None:
@@ -49,17 +65,17 @@ def main() -> None:
     _check_preset()
 
     # Model.
-    model, tokenizer, shape = _load_model()
+    asked = _load_model()
 
     # Measure.
     found = {}
     for task, splits in loaded:
         examples = task_flags.test_examples(splits)
         logging.info("%s: %d examples", task.name, len(examples))
-        found[task.name] = _measure(
-            task, splits, examples, model, tokenizer, shape
-        )
+        found[task.name] = _measure(task, splits, examples, *asked)
     task_report.print_table(found)
+    if _TIMED.value:
+        task_report.print_costs(found)
     if _RESULTS.value:
         _write(found)
 
@@ -131,6 +147,12 @@ def _load_model():
             "experts have a capacity in evaluation: what is answered depends "
             "on --batch_size"
         )
+    if _SAVED_MODEL.value:
+        from keras_switch_train import served
+
+        with flags.blame("saved_model"):
+            model = served.ServedModel(_SAVED_MODEL.value)
+        return model, packer.tokenizer, shape
     model = cls(lm.backbone, preprocessor=None)
     model.compile(sampler="greedy", jit_compile=flags.jit_compile())
     return model, packer.tokenizer, shape
@@ -139,9 +161,7 @@ def _load_model():
 def _measure(task, splits, examples, model, tokenizer, shape):
     from keras_switch import tasks
 
-    size = flags.BATCH_SIZE.value
-
-    def answer(asked):
+    def answer(asked, size=flags.BATCH_SIZE.value):
         if _SHOTS.value is None:
             return tasks.predict(model, task, asked, tokenizer, shape, size)
         return tasks.few_shot(
@@ -158,9 +178,24 @@ def _measure(task, splits, examples, model, tokenizer, shape):
 
     try:
         with flags.blame("task" if _SHOTS.value is None else "shots"):
-            return tasks.report(task, splits, examples, answer)
+            found = tasks.report(task, splits, examples, answer)
     except FloatingPointError as error:
         raise flags.UsageError(f"--preset: {error}") from error
+    if _TIMED.value:
+        found["cost"] = _cost(examples, lambda asked: answer(asked, 1))
+    return found
+
+
+def _cost(examples, answer):
+    from keras_switch import tasks
+    from keras_switch.models.presets import find_preset
+    from keras_switch_train import answer_cost
+
+    folder = _SAVED_MODEL.value or find_preset(flags.PRESET.value).folder
+    return {
+        "megabytes": answer_cost.folder_bytes(folder) / 1e6,
+        **answer_cost.latency(answer, tasks.sample(examples, _TIMED.value)),
+    }
 
 
 def _write(found):

@@ -26,6 +26,8 @@ More:
     --task=mine.jsonl             your own: lines with "input" and "target"
     --task=debian_summary,headline --mixing_temperature=2     a mixture
     --update=all_but_experts      which weights are trained
+    --update=lora --lora_rank=8   small matrices beside those of attention,
+                                  feed-forwards and experts
     --select=accuracy             the best checkpoint by a metric, not the loss
     --preset=switch_mini          random weights, for comparison
     --balance_loss=0              what becomes of routing without it
@@ -71,8 +73,17 @@ _TRAIN_CAPACITY = absl_flags.DEFINE_float(
 _UPDATE = absl_flags.DEFINE_enum(
     "update",
     "all",
-    ["all", "all_but_experts", "experts", "all_but_router"],
-    "Which weights are trained; the others stay as they are in the preset.",
+    ["all", "all_but_experts", "experts", "all_but_router", "lora"],
+    "Which weights are trained; the others stay as they are in the preset. "
+    "lora: adapters alone, which the preset holds merged and adapters.lora.h5 "
+    "apart.",
+)
+_LORA_RANK = absl_flags.DEFINE_integer(
+    "lora_rank",
+    8,
+    "Of the adapters of --update=lora.",
+    lower_bound=1,
+    upper_bound=1 << 16,
 )
 _SELECT = absl_flags.DEFINE_string(
     "select",
@@ -86,6 +97,8 @@ _PATIENCE = absl_flags.DEFINE_integer(
     "Stop after so many evaluations that were no better; 0: never.",
     lower_bound=0,
 )
+# Layers that --update=lora gives adapters; gated feed-forwards have two `wi`.
+_ADAPTED = ("query", "value", "wi", "wi_0", "wi_1", "wo")
 absl_flags.register_validator(
     "rate", lambda rate: 0 < rate < math.inf, "must be above 0."
 )
@@ -133,6 +146,8 @@ def main() -> None:
     training.refuse_divergence(model, history, _RATE)
     training.write_history(history, workdir)
     task_data.save(model, tokenizer, shape, workdir)
+    if _UPDATE.value == "lora":
+        _save_adapters(model, workdir)
 
     # Measure the best weights, which are in the model now.
     scores = task_data.measure(loaded, answer)
@@ -209,8 +224,11 @@ def _choose_weights(model):
     Weights one by one, not layers: what a layer is told would be saved.
     """
     weights = model.trainable_weights
-    for weight in weights:
-        weight.trainable = _is_updated(weight.path, _UPDATE.value)
+    if _UPDATE.value == "lora":
+        model.backbone.enable_lora(_LORA_RANK.value, list(_ADAPTED))
+    else:
+        for weight in weights:
+            weight.trainable = _is_updated(weight.path, _UPDATE.value)
     count, total = (
         sum(math.prod(weight.shape) for weight in some)
         for some in (model.trainable_weights, weights)
@@ -258,6 +276,15 @@ def _describe(model, loaded, trained, rates):
         f"{flags.PRESET.value}: {trained['total']:,} weights, "
         f"{trained['trained']:,} of them trained, on {shares}"
     )
+
+
+def _save_adapters(model, workdir):
+    from keras_switch import files
+
+    path = os.path.join(workdir, "adapters.lora.h5")
+    with files.atomic_write(path) as file:
+        model.backbone.save_lora_weights(str(file))
+    logging.info("the adapters alone are in %s", path)
 
 
 def _write_results(scores, best, trained, workdir):

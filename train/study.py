@@ -12,20 +12,19 @@ done are not trained again, so that a second command may add arms to the first.
 
 Arms of a group: main is `dense` and `switch`; bound is a dense model as wide as
 all experts together; ablations change one thing of `switch`, for
---ablation_steps. The learning rate does not depend on the number of steps, so
-that an ablation is compared with `switch` at the same step.
+--ablation_steps; small_batches read the rows of so many steps in smaller
+batches. The learning rate does not depend on the number of steps, so that an
+ablation is compared with `switch` at the same step.
 """
 
+import functools
 import json
 import os
-import subprocess
 import sys
-import time
 
 from absl import flags as absl_flags
-from absl import logging
 
-from keras_switch_train import cores, flags, study_arms
+from keras_switch_train import cores, flags, pool, study_arms
 
 _ARMS = absl_flags.DEFINE_list(
     "arms",
@@ -73,7 +72,9 @@ def main() -> None:
     _prepare(folder)
     jobs = _make_jobs(folder)
     waiting = [job for job in jobs if not os.path.exists(f"{job}/ends.json")]
-    failed = _run(waiting, cores.ids())
+    failed = pool.run(
+        [functools.partial(_start, job) for job in waiting], cores.ids()
+    )
     study_report.write(folder)
     if failed:
         said = "\n".join(process.tail() for process in failed)
@@ -139,6 +140,7 @@ def _task(name, seed, folder):
     is_main = name in study_arms.GROUPS["main"]
     steps = _STEPS.value if is_main else _ABLATION_STEPS.value
     every, batches = _EVAL_EVERY.value, 32
+    arm = study_arms.ARMS[name]
     if _SMOKE.value:
         steps, every, batches = 6, 3, 1
     if steps % every:
@@ -148,9 +150,10 @@ def _task(name, seed, folder):
     return {
         "name": name,
         "seed": seed,
-        "steps": steps,
-        "eval_every": every,
-        "eval_batches": batches,
+        "steps": study_arms.steps_of(arm, steps),
+        "eval_every": study_arms.steps_of(arm, every),
+        # As many rows for every arm.
+        "eval_batches": study_arms.steps_of(arm, batches),
         "backend": flags.BACKEND.value,
         "corpus": flags.CORPUS.value,
         "vocabulary": os.path.basename(_vocabulary(folder)),
@@ -175,67 +178,11 @@ def _write_arm(job, wanted):
         file.write_text(json.dumps(wanted, indent=1), encoding="utf-8")
 
 
-def _run(jobs, free):
-    """One worker on each core, until there are no more jobs.
-
-    Returns the processes that failed.
-    """
-    running, failed = {}, []
-    jobs = list(jobs)
-    try:
-        while jobs or running:
-            for core in free:
-                if jobs and core not in running:
-                    running[core] = _Process(jobs.pop(0), core)
-            time.sleep(0.2)
-            for core, process in list(running.items()):
-                if process.ended():
-                    failed += [process] if process.code else []
-                    del running[core]
-    finally:
-        # SIGTERM or an error: each saves its step, and goes on another time.
-        for process in running.values():
-            process.terminate()
-        for process in running.values():
-            process.wait()
-    return failed
-
-
-class _Process:
+def _start(job, core):
     """A worker that trains the arm of a folder."""
-
-    def __init__(self, job, core):
-        self.job = job
-        self.log = os.path.join(job, "log.txt")
-        logging.info("%s: on core %d, see %s", job, core, self.log)
-        with open(self.log, "a") as log:
-            self._process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "keras_switch_train.study_worker",
-                    job,
-                    str(core),
-                ],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-        self.code = None
-
-    def ended(self):
-        self.code = self._process.poll()
-        return self.code is not None
-
-    def terminate(self):
-        self._process.terminate()
-
-    def wait(self):
-        self._process.wait()
-
-    def tail(self):
-        with open(self.log, errors="replace") as log:
-            lines = log.read().splitlines()[-5:]
-        return "\n".join([f"{self.job}, exit code {self.code}:", *lines])
+    module = "keras_switch_train.study_worker"
+    command = [sys.executable, "-m", module, job, str(core)]
+    return pool.Process(job, command, core)
 
 
 if __name__ == "__main__":

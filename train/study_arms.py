@@ -146,11 +146,40 @@ ABLATIONS = {
         capacity_factor=0.75,
     ),
 }
-ARMS = {"dense": DENSE, "switch": SWITCH, **BOUND, **ABLATIONS}
+
+
+def _small(batch_size, optimizer=None, **backbone):
+    """A Switch Transformer that reads few rows a step."""
+    arm = _sparse(**backbone)
+    arm.changes["batch_size"] = batch_size
+    arm.changes["optimizer"] = optimizer or {}
+    return arm
+
+
+# All read the same number of rows: see `steps_of`.
+SMALL_BATCHES = {
+    "batch_32": _small(32),
+    "batch_8": _small(8),
+    "batch_4": _small(4),
+    "batch_1": _small(1),
+    # A group for each row: less to balance over, in training and in the loss.
+    "batch_4_row_groups": _small(4, group_size=None),
+    "batch_4_dropless": _small(4, dispatch="dropless"),
+    "batch_4_accumulated": _small(4, {"gradient_accumulation_steps": 8}),
+    "batch_4_unclipped": _small(4, {"global_clipnorm": None}),
+}
+ARMS = {
+    "dense": DENSE,
+    "switch": SWITCH,
+    **BOUND,
+    **ABLATIONS,
+    **SMALL_BATCHES,
+}
 GROUPS = {
     "main": ["dense", "switch"],
     "bound": list(BOUND),
     "ablations": list(ABLATIONS),
+    "small_batches": list(SMALL_BATCHES),
 }
 
 
@@ -158,8 +187,14 @@ def settings(arm: Arm) -> dict[str, Any]:
     """What an arm is trained with: `COMMON` with its changes."""
     merged = copy.deepcopy(COMMON)
     for name, value in arm.changes.items():
-        if isinstance(value, dict) and isinstance(merged[name], dict):
+        if isinstance(value, dict) and isinstance(merged.get(name), dict):
             merged[name] |= value
         else:
             merged[name] = value
     return merged
+
+
+def steps_of(arm: Arm, steps: int) -> int:
+    """Steps in which an arm reads the rows of so many steps of `COMMON`."""
+    size = COMMON["batch_size"]
+    return steps * size // arm.changes.get("batch_size", size)

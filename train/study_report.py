@@ -14,6 +14,8 @@ from keras_switch_train import study_arms, study_plots
 
 # Parts of the dense arm's steps at which the two are compared.
 POINTS = (0.125, 0.25, 0.5, 0.75, 1.0)
+# Arms that are compared with another at equal steps.
+_OF_EQUAL_BATCHES = {*study_arms.BOUND, *study_arms.ABLATIONS}
 
 
 class Run(NamedTuple):
@@ -42,6 +44,7 @@ def write(folder: str) -> dict[str, Any]:
         "arms": [_row_of_run(run) for run in runs.values()],
         "main": _compare_main(runs),
         "others": _compare_others(runs),
+        "small batches": _compare_small_batches(runs),
         "domains": _compare_domains(runs),
     }
     with files.atomic_write(os.path.join(folder, "results.json")) as file:
@@ -161,7 +164,7 @@ def _compare_others(runs):
     for (name, seed), run in runs.items():
         arm = study_arms.ARMS[name]
         base = runs.get((arm.against, seed))
-        if name in study_arms.GROUPS["main"] or base is None:
+        if name not in _OF_EQUAL_BATCHES or base is None:
             continue
         common = np.intersect1d(base.curve["step"], run.curve["step"])
         if not len(common):
@@ -183,6 +186,48 @@ def _compare_others(runs):
             }
         )
     return rows
+
+
+def _compare_small_batches(runs):
+    """Loss and balance, after rows as many for each, at the last evaluation."""
+    rows = []
+    for (name, seed), run in runs.items():
+        if name not in study_arms.SMALL_BATCHES:
+            continue
+        last = {title: float(column[-1]) for title, column in run.curve.items()}
+        size = study_arms.settings(study_arms.ARMS[name])["batch_size"]
+        rows.append(
+            {
+                "arm": name,
+                "seed": seed,
+                "rows": size * int(last["step"]),
+                "steps": int(last["step"]),
+                "held-out loss": _rounded(last["val_loss"]),
+                **{
+                    title: _rounded(last[f"routing/{statistic}"], 3)
+                    for title, statistic in (
+                        ("dropped", "dropped_fraction"),
+                        ("max over mean load, of a step", "max_mean_load"),
+                        ("dead experts, of a step", "dead_expert_fraction"),
+                        ("balance loss", "load_balancing_loss"),
+                    )
+                },
+                "max over mean load, of all domains": _rounded(
+                    _largest_load(run.ends), 3
+                ),
+                "CPU ms a row": _rounded(
+                    1e3 * last["cpu_seconds"] / last["step"] / size, 1
+                ),
+            }
+        )
+    return rows
+
+
+def _largest_load(ends):
+    """Of the busiest expert, over the mean; the mean over the layers."""
+    first = next(iter(ends["domains"].values()))
+    loads = [_loads(ends, layer).mean(axis=0) for layer in first["load"]]
+    return np.mean([load.max() / load.mean() for load in loads])
 
 
 def _compare_domains(runs):

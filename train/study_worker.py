@@ -148,8 +148,9 @@ def make_model(arm: dict[str, Any], vocabulary_size: int) -> Any:
     rate = schedules.InverseSquareRoot(
         arm["learning_rate"] * warmup**0.5, warmup, linear_warmup=True
     )
+    others = {"global_clipnorm": 1.0, **arm.get("optimizer", {})}
     model.compile(
-        optimizers.Adafactor(rate, global_clipnorm=1.0),
+        optimizers.Adafactor(rate, **others),
         weighted_metrics=[],
         # XLA makes TensorFlow slower on a CPU; torch compiles for minutes.
         jit_compile=keras.backend.backend() == "jax",

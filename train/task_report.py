@@ -33,6 +33,21 @@ def print_table(found: dict[str, dict[str, Any]]) -> None:
     Console(width=112).print(table)
 
 
+def print_costs(found: dict[str, dict[str, Any]]) -> None:
+    """Prints how long answers take, and how large the model is.
+
+    Args:
+        found: By name of the task; `cost` as `evaluate` measures it.
+    """
+    for name, its in found.items():
+        cost = its["cost"]
+        print(
+            f"{name}: {cost['megabytes']:.1f} MB on disk; an answer takes "
+            f"{cost['median_ms']:.1f} ms, the longest of {cost['answers']} "
+            f"took {cost['longest_ms']:.1f} ms"
+        )
+
+
 def print_sizes(rows: list[dict[str, Any]]) -> None:
     """Prints what the examples of tasks are like.
 

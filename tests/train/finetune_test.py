@@ -186,6 +186,30 @@ def test_frozen_weights_stay(rng):
 
 
 @pytest.mark.any_backend
+def test_adapters_are_trained_and_saved_apart(files):
+    workdir = files / "lora"
+    arguments = finetuning(files, workdir, "--update=lora", "--lora_rank=2")
+    done = subprocess.run(arguments, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = json.loads((workdir / "results.json").read_text())
+    sizes = results["parameters"]
+    assert 0 < sizes["trained"] < sizes["total"] / 2
+    history = json.loads((workdir / "history.json").read_text())["history"]
+    assert history["loss"][-1] < history["loss"][0]
+    # The preset holds both in one, and a dense start with the adapters too.
+    merged = models.SwitchBackbone.from_preset(str(workdir / "preset"))
+    start = models.SwitchBackbone.from_preset(str(files / "start"))
+    start.enable_lora(2, list(finetune._ADAPTED))
+    start.load_lora_weights(str(workdir / "adapters.lora.h5"))
+    x = tiny.inputs(np.random.default_rng(0))
+    np.testing.assert_allclose(
+        *(keras.ops.convert_to_numpy(m(x)["decoder"]) for m in (start, merged)),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+
+
+@pytest.mark.any_backend
 def test_a_dense_model_has_no_experts_to_update():
     lm = tiny.lm(encoder_sparse_step=0, decoder_sparse_step=0)
     with flagsaver.flagsaver(update="experts"):

@@ -57,3 +57,24 @@ def test_settings_change_what_the_arm_says_alone():
 def test_groups_hold_every_arm_once():
     names = [n for group in study_arms.GROUPS.values() for n in group]
     assert sorted(names) == sorted(study_arms.ARMS)
+
+
+def test_small_batches_read_as_many_rows():
+    for name, arm in study_arms.SMALL_BATCHES.items():
+        settings = study_arms.settings(arm)
+        assert settings["batch_size"] * study_arms.steps_of(arm, 100) == 3200
+        # Nothing else differs between those of a size but what the name says.
+        assert f"batch_{settings['batch_size']}" in name
+    assert study_arms.steps_of(study_arms.SWITCH, 100) == 100
+
+
+def test_small_batches_reach_the_optimizer():
+    def optimizer_of(name):
+        settings = study_arms.settings(study_arms.ARMS[name])
+        settings["backbone"] |= {"num_decoder_layers": 1, "num_experts": 2}
+        return study_worker.make_model(settings, VOCABULARY).optimizer
+
+    assert optimizer_of("batch_4").global_clipnorm == 1.0
+    assert optimizer_of("batch_4_unclipped").global_clipnorm is None
+    accumulated = optimizer_of("batch_4_accumulated")
+    assert accumulated.gradient_accumulation_steps == 8

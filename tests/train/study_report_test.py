@@ -119,3 +119,25 @@ def test_one_arm_alone(study):
     results = study_report.write(str(study))
     assert [row["arm"] for row in results["arms"]] == ["top_2"]
     assert results["main"] == results["others"] == results["domains"] == []
+
+
+def test_small_batches_by_rows(tmp_path):
+    statistics = {
+        f"routing/{name}": [value, value / 2]
+        for name, value in (
+            ("dropped_fraction", 0.2),
+            ("max_mean_load", 3.0),
+            ("dead_expert_fraction", 0.5),
+            ("load_balancing_loss", 1.25),
+        )
+    }
+    planted = curve([40, 80], [5.0, 4.0], 0.1) | statistics
+    # The busiest expert has three quarters, of a mean of a half.
+    ends = {"a": {"loss": 4.0, "load": {"decoder_layer_0": [0.75, 0.25]}}}
+    write_arm(tmp_path, "batch_4", 0, planted, ends)
+    (row,) = study_report.write(str(tmp_path))["small batches"]
+    assert row["rows"] == 320 and row["steps"] == 80
+    assert row["dropped"] == 0.1 and row["held-out loss"] == 4.0
+    assert row["max over mean load, of a step"] == 1.5
+    assert row["max over mean load, of all domains"] == 1.5
+    assert row["CPU ms a row"] == 25.0

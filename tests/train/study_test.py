@@ -9,7 +9,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from keras_switch_train import flags as shared
-from keras_switch_train import study
+from keras_switch_train import pool, study
 from tests.train.study_worker_test import corpus as corpus
 
 
@@ -70,7 +70,7 @@ def test_a_folder_with_another_study(tmp_path):
 
 def test_an_arm_that_fails(tmp_path, monkeypatch):
     class Failed:
-        def __init__(self, job, core):
+        def __init__(self, folder, command, core):
             self.code = 3
 
         def ended(self):
@@ -79,6 +79,6 @@ def test_an_arm_that_fails(tmp_path, monkeypatch):
         def tail(self):
             return "the last lines of its log"
 
-    monkeypatch.setattr(study, "_Process", Failed)
+    monkeypatch.setattr(pool, "Process", Failed)
     with pytest.raises(RuntimeError, match="must be trained.*\n.*last lines"):
         study.main()
