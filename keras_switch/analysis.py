@@ -109,19 +109,7 @@ def routing_report(
     report.layers[0].load  # [E]
     ```
     """
-    layers = sparse_layers(model)
-    if not layers:
-        raise ValueError(
-            "model must have a SwitchLayer; received "
-            f"{model.name!r}, which has none."
-        )
-    for layer in layers.values():
-        if isinstance(layer.router.routes_spec(), RouterMask):
-            raise ValueError(
-                "model must have routers that choose; received a "
-                f"{type(layer.router).__name__}, which mixes tokens: there are "
-                "no edges to count."
-            )
+    layers = _choosing_layers(model)
     counters = {}
     for batch in batches:
         # Dicts keep the order of insertion, which is the order of calls.
@@ -140,6 +128,33 @@ def routing_report(
     )
 
 
+def chosen_experts(model: keras.Model, batch: Any) -> dict[str, np.ndarray]:
+    """Runs a model on a batch and says which experts each token chose.
+
+    Args:
+        model: As for `routing_report`.
+        batch: Inputs of the model.
+
+    Returns:
+        By layer a bool array `[N, E]` for the `N` tokens of the batch, padding
+        included: it chooses none.
+
+    Raises:
+        ValueError: As `routing_report`.
+    """
+    layers = _choosing_layers(model)
+    found = {}
+    for name, (size, routes, _) in _route(model, layers, batch).items():
+        experts = layers[name].num_experts
+        used = routes.expert_index < experts
+        chosen = np.zeros((len(used), size, experts), bool)
+        group, edge = np.nonzero(used)
+        token = routes.token_index[group, edge]
+        chosen[group, token, routes.expert_index[group, edge]] = True
+        found[name] = chosen.reshape(-1, experts)
+    return found
+
+
 def sparse_layers(model: keras.Model) -> dict[str, SwitchLayer]:
     """The `SwitchLayer`s of a model, by a short name.
 
@@ -154,6 +169,23 @@ def sparse_layers(model: keras.Model) -> dict[str, SwitchLayer]:
         for layer in model._flatten_layers()
         if isinstance(layer, SwitchLayer)
     }
+
+
+def _choosing_layers(model):
+    layers = sparse_layers(model)
+    if not layers:
+        raise ValueError(
+            "model must have a SwitchLayer; received "
+            f"{model.name!r}, which has none."
+        )
+    for layer in layers.values():
+        if isinstance(layer.router.routes_spec(), RouterMask):
+            raise ValueError(
+                "model must have routers that choose; received a "
+                f"{type(layer.router).__name__}, which mixes tokens: there are "
+                "no edges to count."
+            )
+    return layers
 
 
 def _route(model, layers, batch):

@@ -3,7 +3,11 @@ import numpy as np
 import pytest
 
 from keras_switch import SwitchLayer
-from keras_switch.analysis import routing_report, sparse_layers
+from keras_switch.analysis import (
+    chosen_experts,
+    routing_report,
+    sparse_layers,
+)
 from tests.models import tiny
 
 EXPERTS = 3
@@ -217,3 +221,14 @@ def test_layers_of_a_decoder_alone_are_matched_with_its_tokens(rng):
     ids, wanted = np.unique(real, return_counts=True)
     # Each goes to two experts.
     assert counts == dict(zip(ids, 2 * wanted, strict=True))
+
+
+def test_chosen_experts_by_hand():
+    model = make_model()
+    batch = make_batch([[0, 1, 2, 3], [5, 4]], padding=[1])
+    (chosen,) = chosen_experts(model, batch).values()
+    assert chosen.shape == (16, EXPERTS)
+    wanted = np.zeros((2, 8, EXPERTS), bool)
+    for row, column, expert in ((0, 0, 0), (0, 2, 2), (0, 3, 0), (1, 0, 2)):
+        wanted[row, column, expert] = True
+    np.testing.assert_array_equal(chosen.reshape(wanted.shape), wanted)

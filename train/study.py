@@ -12,9 +12,10 @@ done are not trained again, so that a second command may add arms to the first.
 
 Arms of a group: main is `dense` and `switch`; bound is a dense model as wide as
 all experts together; ablations change one thing of `switch`, for
---ablation_steps; small_batches read the rows of so many steps in smaller
-batches. The learning rate does not depend on the number of steps, so that an
-ablation is compared with `switch` at the same step.
+--ablation_steps, and routers put another router in its place; small_batches
+read the rows of so many steps in smaller batches. The learning rate does not
+depend on the number of steps, so that an ablation is compared with `switch` at
+the same step.
 """
 
 import functools

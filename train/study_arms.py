@@ -156,6 +156,77 @@ def _small(batch_size, optimizer=None, **backbone):
     return arm
 
 
+def _routed(kind, paper, causal=True, **arguments):
+    """A Switch Transformer with another router.
+
+    Where a router sees later tokens, the decoder keeps Switch's.
+    """
+    backbone = arguments.pop("backbone", {})
+    router = {"kind": kind, **arguments}
+    arm = _sparse(
+        paper,
+        router if causal else {"kind": "switch"},
+        None if causal else _CAUSAL,
+        **backbone,
+    )
+    arm.changes["router"] = router
+    return arm
+
+
+# Two experts of half the width each, of twice as many: a token costs as much.
+_HALVES = {"num_experts": 32, "intermediate_dim": 256, "capacity_factor": 2.5}
+_ENCODER_ONLY = "here in the encoder only, since it sees later tokens"
+ROUTERS = {
+    "router_top_2": _routed(
+        "top_k",
+        "GShard's choice; a finer split of experts is better (DeepSeekMoE)",
+        k=2,
+        backbone=_HALVES,
+    ),
+    "router_noisy_top_2": _routed(
+        "noisy_top_k",
+        "Shazeer et al. 2017",
+        k=2,
+        backbone=_HALVES,
+    ),
+    "router_loss_free": _routed(
+        "loss_free",
+        "-0.006 nats against a balance loss (Wang et al. 2024: perplexity 9.50 "
+        "for 9.56)",
+        k=1,
+    ),
+    "router_no_token_left_behind": _routed(
+        "no_token_left_behind", "no benefit (Switch, appendix B)"
+    ),
+    "router_group_limited": _routed(
+        "group_limited",
+        "a limit on communication, not for quality (DeepSeek-V2)",
+        num_expert_groups=4,
+        group_limit=2,
+        backbone=_HALVES,
+    ),
+    "router_base": _routed(
+        "base", "as top-2, better than Switch (Lewis et al. 2021)"
+    ),
+    "router_hash": _routed(
+        "hash", "-0.021 nats (Roller et al. 2021: perplexity 23.23 for 23.73)"
+    ),
+    "router_random": _routed("random", "what a router must beat"),
+    "router_expert_choice": _routed(
+        "expert_choice",
+        "top-2's perplexity in under half the steps (Zhou et al., figure 2); "
+        + _ENCODER_ONLY,
+        causal=False,
+    ),
+    "router_soft": _routed(
+        "soft",
+        "better at every cost (Puigcerver et al. 2023, on images); "
+        + _ENCODER_ONLY,
+        causal=False,
+        # As many slots as a batch has tokens: 32 rows of 33.
+        slots=66,
+    ),
+}
 # All read the same number of rows: see `steps_of`.
 SMALL_BATCHES = {
     "batch_32": _small(32),
@@ -173,12 +244,14 @@ ARMS = {
     "switch": SWITCH,
     **BOUND,
     **ABLATIONS,
+    **ROUTERS,
     **SMALL_BATCHES,
 }
 GROUPS = {
     "main": ["dense", "switch"],
     "bound": list(BOUND),
     "ablations": list(ABLATIONS),
+    "routers": list(ROUTERS),
     "small_batches": list(SMALL_BATCHES),
 }
 

@@ -6,8 +6,9 @@ import time
 from typing import Any
 
 import keras
+import numpy as np
 
-from keras_switch import files
+from keras_switch import analysis, files
 
 
 class Curve(keras.callbacks.Callback):
@@ -79,3 +80,29 @@ class Curve(keras.callbacks.Callback):
             f"{1e3 * row['seconds'] / self._step:.0f} ms a step",
             flush=True,
         )
+
+
+class Churn(keras.callbacks.Callback):
+    """Adds `routing/churn` to the logs: how unsettled the routers are.
+
+    It is the share of choices on one held-out batch that were not made at the
+    evaluation before, over all layers; NaN at the first one, and at the first
+    after a run went on. Put it before `Curve`.
+
+    Args:
+        batch: Inputs of the model.
+    """
+
+    def __init__(self, batch: Any) -> None:
+        super().__init__()
+        self._batch = batch
+        self._before = None
+
+    def on_epoch_end(self, epoch, logs=None):
+        now = analysis.chosen_experts(self.model.backbone, self._batch)
+        churn = np.nan
+        if self._before is not None:
+            new = sum(int((now[n] & ~self._before[n]).sum()) for n in now)
+            churn = new / sum(int(chosen.sum()) for chosen in now.values())
+        self._before = now
+        logs["routing/churn"] = churn

@@ -15,7 +15,11 @@ from keras_switch_train import study_arms, study_plots
 # Parts of the dense arm's steps at which the two are compared.
 POINTS = (0.125, 0.25, 0.5, 0.75, 1.0)
 # Arms that are compared with another at equal steps.
-_OF_EQUAL_BATCHES = {*study_arms.BOUND, *study_arms.ABLATIONS}
+_OF_EQUAL_BATCHES = {
+    *study_arms.BOUND,
+    *study_arms.ABLATIONS,
+    *study_arms.ROUTERS,
+}
 
 
 class Run(NamedTuple):
@@ -182,10 +186,24 @@ def _compare_others(runs):
                 "against": arm.against,
                 "difference": _rounded(mine - its),
                 "CPU ms a step": _row_of_run(run)["CPU ms a step"],
+                **_routing_at(run.curve, common[-1]),
                 "published": arm.paper,
             }
         )
     return rows
+
+
+def _routing_at(curve, step):
+    """What the routers did in the steps before one."""
+    row = curve["step"] == step
+    return {
+        title: _rounded(curve[name][row][0], 3) if name in curve else None
+        for title, name in (
+            ("dropped", "routing/dropped_fraction"),
+            ("max over mean load", "routing/max_mean_load"),
+            ("churn", "routing/churn"),
+        )
+    }
 
 
 def _compare_small_batches(runs):

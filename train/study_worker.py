@@ -61,16 +61,31 @@ def _train(folder):
         keep=1,
     )
     curve = study_curve.Curve(os.path.join(folder, "curve.csv"))
+    watched = _watched(arm, data)
     model.fit(
         checkpoint.dataset(),
         steps_per_epoch=arm["eval_every"],
         epochs=arm["steps"] // arm["eval_every"],
         validation_data=data.held_out().dataset(),
-        callbacks=[curve, checkpoint],
+        callbacks=[*watched, curve, checkpoint],
         shuffle=False,
         verbose=0,
     )
-    _write_ends(model, data, folder)
+    _write_ends(model, data, folder, _chooses(arm))
+
+
+def _watched(arm, data):
+    """Where routers are compared: how many tokens change their expert."""
+    from keras_switch_train import study_arms, study_curve
+
+    if arm["name"] in study_arms.ROUTERS and _chooses(arm):
+        return [study_curve.Churn(data.held_out().batch(0)[0])]
+    return []
+
+
+def _chooses(arm):
+    """Whether tokens have experts that can be counted."""
+    return bool(arm["router"]) and arm["router"]["kind"] != "soft"
 
 
 class _Data:
@@ -141,7 +156,9 @@ def make_model(arm: dict[str, Any], vocabulary_size: int) -> Any:
     arguments = dict(arm["backbone"])
     for name in ("router", "decoder_router"):
         if arm[name]:
-            arguments[name] = make_router(**arm[name])
+            arguments[name] = make_router(
+                vocabulary_size=vocabulary_size, **arm[name]
+            )
     backbone = models.SwitchBackbone(vocabulary_size, **arguments)
     model = models.SwitchSeq2SeqLM(backbone, preprocessor=None)
     warmup = arm["warmup_steps"]
@@ -159,10 +176,12 @@ def make_model(arm: dict[str, Any], vocabulary_size: int) -> Any:
     return model
 
 
-def make_router(kind: str, **arguments: Any) -> Any:
+def make_router(kind: str, vocabulary_size: int, **arguments: Any) -> Any:
     """A router by its name; `"half"` is the Switch router in bfloat16."""
     from keras_switch.layers.routers import ROUTERS
 
+    if kind == "hash":
+        arguments["vocabulary_size"] = vocabulary_size
     return {**ROUTERS, "half": _half_router}[kind](**arguments)
 
 
@@ -192,12 +211,11 @@ def _half_router(**arguments):
     return HalfRouter(**arguments)
 
 
-def _write_ends(model, data, folder):
+def _write_ends(model, data, folder, sparse):
     """Parameters, and for each domain the loss and where its tokens go."""
-    from keras_switch import analysis, files, parameters
+    from keras_switch import files, parameters
     from keras_switch_train import measure, report
 
-    sparse = bool(analysis.sparse_layers(model.backbone))
     ends = {
         "machine": measure.header(),
         "parameters": parameters.count_parameters(model.backbone),

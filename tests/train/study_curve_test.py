@@ -2,7 +2,9 @@
 
 import csv
 import time
+import types
 
+import numpy as np
 import pytest
 
 from keras_switch_train import study_curve
@@ -62,3 +64,25 @@ def test_a_run_that_was_stopped_between_evaluations(tmp_path):
         rows = list(csv.DictReader(file))
     assert rows[-1]["step"] == "9"
     assert 0.45 <= float(rows[-1]["seconds"]) < 0.9
+
+
+def test_churn_is_the_share_of_new_choices(monkeypatch):
+    told = [
+        {"a": [[1, 0], [0, 1]], "b": [[1, 1], [0, 0]]},
+        {"a": [[0, 1], [0, 1]], "b": [[1, 0], [0, 0]]},
+    ]
+    choices = iter(
+        {name: np.array(chosen, bool) for name, chosen in each.items()}
+        for each in told
+    )
+    monkeypatch.setattr(
+        study_curve.analysis, "chosen_experts", lambda *_: next(choices)
+    )
+    churn = study_curve.Churn(batch=None)
+    churn.set_model(types.SimpleNamespace(backbone=None))
+    first, second = {}, {}
+    churn.on_epoch_end(0, first)
+    churn.on_epoch_end(1, second)
+    assert np.isnan(first["routing/churn"])
+    # Of three choices, one is new.
+    assert second["routing/churn"] == pytest.approx(1 / 3)

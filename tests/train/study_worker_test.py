@@ -96,6 +96,23 @@ def test_an_arm_that_was_stopped_ends_as_one_that_was_not(
     assert len(read(stopped)) == 2
 
 
+@pytest.mark.parametrize("kind", ["hash", "soft"])
+def test_another_router(kind, arm, tmp_path):
+    chosen = {"name": f"router_{kind}", "router": {"kind": kind}}
+    chosen["decoder_router"] = {"kind": "switch"}
+    folder = write(tmp_path / kind, arm | chosen)
+    study_worker.main(folder)
+    first, second = read(folder)
+    if kind == "hash":
+        # Tables never change; the decoder's router may.
+        assert first["routing/churn"] == "nan"
+        assert 0 <= float(second["routing/churn"]) < 0.5
+    with open(f"{folder}/ends.json") as file:
+        (domain,) = json.load(file)["domains"].values()
+    # Nobody chooses where all experts see all tokens.
+    assert ("load" in domain) == (kind == "hash")
+
+
 def test_one_process_for_an_arm(arm, tmp_path):
     folder = write(tmp_path / "busy", arm)
     with study_worker._lock(folder):
@@ -108,7 +125,7 @@ def test_one_process_for_an_arm(arm, tmp_path):
 def test_half_router_computes_in_bfloat16(rng):
     tokens = ops.convert_to_tensor(rng.normal(size=(1, 6, 8)), "float32")
     router, half = (
-        study_worker.make_router(kind, num_experts=4, seed=0)
+        study_worker.make_router(kind, 300, num_experts=4, seed=0)
         for kind in ("switch", "half")
     )
     router.build((1, 6, 8))
