@@ -51,7 +51,8 @@ from keras_switch_train import (
 _RATE = absl_flags.DEFINE_float(
     "rate",
     1e-3,
-    "Constant learning rate, relative to the size of each weight (Adafactor).",
+    "Constant learning rate, relative to the size of each weight (Adafactor); "
+    "with --update=lora absolute (Adam), as adapters start at 0.",
 )
 _DROPOUT = absl_flags.DEFINE_float(
     "dropout", 0.1, "Dropout rate.", lower_bound=0, upper_bound=0.99
@@ -260,11 +261,15 @@ def _compile(model):
 
 
 def _make_optimizer():
+    import keras
+
     from keras_switch import optimizers
 
-    return optimizers.Adafactor(
-        _RATE.value, global_clipnorm=training.CLIP_NORM.value
-    )
+    cls = optimizers.Adafactor
+    if _UPDATE.value == "lora":
+        # A step relative to the size of a weight that is 0 leads nowhere.
+        cls = keras.optimizers.Adam
+    return cls(_RATE.value, global_clipnorm=training.CLIP_NORM.value)
 
 
 def _describe(model, loaded, trained, rates):

@@ -203,7 +203,10 @@ def test_adapters_are_trained_and_saved_apart(files):
     start.load_lora_weights(str(workdir / "adapters.lora.h5"))
     x = tiny.inputs(np.random.default_rng(0))
     np.testing.assert_allclose(
-        *(keras.ops.convert_to_numpy(m(x)["decoder"]) for m in (start, merged)),
+        *(
+            keras.ops.convert_to_numpy(m(x)["decoder_sequence_output"])
+            for m in (start, merged)
+        ),
         rtol=1e-4,
         atol=1e-5,
     )
