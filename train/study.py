@@ -16,16 +16,11 @@ all experts together; ablations change one thing of `switch`, for
 that an ablation is compared with `switch` at the same step.
 """
 
-import json
 import os
-import subprocess
-import sys
-import time
 
 from absl import flags as absl_flags
-from absl import logging
 
-from keras_switch_train import cores, flags, study_arms
+from keras_switch_train import flags, study_arms, study_jobs
 
 _ARMS = absl_flags.DEFINE_list(
     "arms",
@@ -71,13 +66,9 @@ def main() -> None:
 
     folder = flags.make_workdir()
     _prepare(folder)
-    jobs = _make_jobs(folder)
-    waiting = [job for job in jobs if not os.path.exists(f"{job}/ends.json")]
-    failed = _run(waiting, cores.ids())
+    failed = study_jobs.run(_make_jobs(folder))
     study_report.write(folder)
-    if failed:
-        said = "\n".join(process.tail() for process in failed)
-        raise RuntimeError(f"These arms must be trained; they failed:\n{said}")
+    study_jobs.check(failed)
 
 
 def run() -> None:
@@ -95,18 +86,8 @@ def _prepare(folder):
     """Fetches the corpus and makes the vocabulary, before there are workers."""
     from keras_switch import data
 
-    path = _vocabulary(folder)
-    train, held_out = data.split_documents(data.read_corpus(flags.CORPUS.value))
-    if not os.path.exists(path):
-        data.train_sentencepiece(
-            [document.text for document in train], _VOCABULARY_SIZE.value, path
-        )
-    for side in (train, held_out):
-        data.encode_documents(side, path, data.cache_directory())
-
-
-def _vocabulary(folder):
-    return os.path.join(os.path.abspath(folder), "vocabulary.spm")
+    sides = data.split_documents(data.read_corpus(flags.CORPUS.value))
+    study_jobs.prepare(folder, *sides, _VOCABULARY_SIZE.value)
 
 
 def _make_jobs(folder):
@@ -115,8 +96,8 @@ def _make_jobs(folder):
     for seed in _SEEDS.value[:1] if _SMOKE.value else _SEEDS.value:
         for name, arm in _chosen().items():
             job = os.path.join(folder, "arms", f"{name}-seed{seed}")
-            wanted = study_arms.settings(arm) | _task(name, seed, folder)
-            _write_arm(job, wanted)
+            wanted = study_arms.settings(arm) | _task(name, seed)
+            study_jobs.write_arm(job, wanted)
             jobs.append(job)
     return jobs
 
@@ -135,7 +116,7 @@ def _chosen():
     return {name: study_arms.ARMS[name] for name in dict.fromkeys(names)}
 
 
-def _task(name, seed, folder):
+def _task(name, seed):
     is_main = name in study_arms.GROUPS["main"]
     steps = _STEPS.value if is_main else _ABLATION_STEPS.value
     every, batches = _EVAL_EVERY.value, 32
@@ -153,89 +134,8 @@ def _task(name, seed, folder):
         "eval_batches": batches,
         "backend": flags.BACKEND.value,
         "corpus": flags.CORPUS.value,
-        "vocabulary": os.path.basename(_vocabulary(folder)),
+        "vocabulary": study_jobs.VOCABULARY,
     }
-
-
-def _write_arm(job, wanted):
-    from keras_switch import files
-
-    path = os.path.join(job, "arm.json")
-    if os.path.exists(path):
-        found = files.read_json(path)
-        changed = [k for k in wanted if found.get(k) != wanted[k]]
-        if changed:
-            raise flags.UsageError(
-                f"--workdir: {job} was begun with other settings, in "
-                f"{', '.join(changed)}. Use another folder, or delete it."
-            )
-        return
-    os.makedirs(job, exist_ok=True)
-    with files.atomic_write(path) as file:
-        file.write_text(json.dumps(wanted, indent=1), encoding="utf-8")
-
-
-def _run(jobs, free):
-    """One worker on each core, until there are no more jobs.
-
-    Returns the processes that failed.
-    """
-    running, failed = {}, []
-    jobs = list(jobs)
-    try:
-        while jobs or running:
-            for core in free:
-                if jobs and core not in running:
-                    running[core] = _Process(jobs.pop(0), core)
-            time.sleep(0.2)
-            for core, process in list(running.items()):
-                if process.ended():
-                    failed += [process] if process.code else []
-                    del running[core]
-    finally:
-        # SIGTERM or an error: each saves its step, and goes on another time.
-        for process in running.values():
-            process.terminate()
-        for process in running.values():
-            process.wait()
-    return failed
-
-
-class _Process:
-    """A worker that trains the arm of a folder."""
-
-    def __init__(self, job, core):
-        self.job = job
-        self.log = os.path.join(job, "log.txt")
-        logging.info("%s: on core %d, see %s", job, core, self.log)
-        with open(self.log, "a") as log:
-            self._process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "keras_switch_train.study_worker",
-                    job,
-                    str(core),
-                ],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-        self.code = None
-
-    def ended(self):
-        self.code = self._process.poll()
-        return self.code is not None
-
-    def terminate(self):
-        self._process.terminate()
-
-    def wait(self):
-        self._process.wait()
-
-    def tail(self):
-        with open(self.log, errors="replace") as log:
-            lines = log.read().splitlines()[-5:]
-        return "\n".join([f"{self.job}, exit code {self.code}:", *lines])
 
 
 if __name__ == "__main__":
