@@ -41,10 +41,10 @@ _SEEDS = absl_flags.DEFINE_multi_integer(
     "arms.",
     lower_bound=0,
 )
-_STEPS = absl_flags.DEFINE_integer("steps", 2400, "Of each arm.", lower_bound=1)
+_STEPS = absl_flags.DEFINE_integer("steps", 1600, "Of each arm.", lower_bound=1)
 _EVAL_EVERY = absl_flags.DEFINE_integer(
     "interval",
-    300,
+    200,
     "Steps between evaluations, which divides --steps.",
     lower_bound=1,
 )
