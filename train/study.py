@@ -18,50 +18,19 @@ depend on the number of steps, so that an ablation is compared with `switch` at
 the same step.
 """
 
-import functools
-import json
 import os
-import sys
 
 from absl import flags as absl_flags
 
-from keras_switch_train import cores, flags, pool, study_arms
+from keras_switch_train import flags, study_arms, study_jobs
 
 _ARMS = absl_flags.DEFINE_list(
     "arms",
     ["main"],
     "Groups or names of arms: main, bound, ablations, or for instance top_2.",
 )
-_SEEDS = absl_flags.DEFINE_multi_integer(
-    "seeds",
-    [0, 1],
-    "Seeds of weights and data; may be given several times. Each trains every "
-    "arm.",
-    lower_bound=0,
-)
-_STEPS = absl_flags.DEFINE_integer(
-    "main_steps", 6000, "Of the main arms.", lower_bound=1
-)
 _ABLATION_STEPS = absl_flags.DEFINE_integer(
     "ablation_steps", 1000, "Of the other arms.", lower_bound=1
-)
-_EVAL_EVERY = absl_flags.DEFINE_integer(
-    "interval",
-    250,
-    "Steps between evaluations, which divides the numbers of steps.",
-    lower_bound=1,
-)
-_VOCABULARY_SIZE = absl_flags.DEFINE_integer(
-    "vocabulary_size",
-    4000,
-    "Pieces of the vocabulary, made from the corpus.",
-    lower_bound=300,
-)
-_SMOKE = absl_flags.DEFINE_bool(
-    "smoke",
-    False,
-    "The whole in two minutes, with few arms of few steps. Shows that it "
-    "runs, not what is true.",
 )
 _SMOKE_ARMS = ("dense", "switch", "top_2", "half_router")
 
@@ -71,15 +40,9 @@ def main() -> None:
 
     folder = flags.make_workdir()
     _prepare(folder)
-    jobs = _make_jobs(folder)
-    waiting = [job for job in jobs if not os.path.exists(f"{job}/ends.json")]
-    failed = pool.run(
-        [functools.partial(_start, job) for job in waiting], cores.ids()
-    )
+    failed = study_jobs.run(_make_jobs(folder))
     study_report.write(folder)
-    if failed:
-        said = "\n".join(process.tail() for process in failed)
-        raise RuntimeError(f"These arms must be trained; they failed:\n{said}")
+    study_jobs.check(failed)
 
 
 def run() -> None:
@@ -87,7 +50,7 @@ def run() -> None:
     absl_flags.set_default(flags.CORPUS, "domains")
     flags.run(
         main,
-        uses=("backend", "corpus", "workdir"),
+        uses=("backend", "corpus", "workdir", *study_jobs.NAMES),
         requires=("workdir",),
         resumes=True,
     )
@@ -97,34 +60,28 @@ def _prepare(folder):
     """Fetches the corpus and makes the vocabulary, before there are workers."""
     from keras_switch import data
 
-    path = _vocabulary(folder)
-    train, held_out = data.split_documents(data.read_corpus(flags.CORPUS.value))
-    if not os.path.exists(path):
-        data.train_sentencepiece(
-            [document.text for document in train], _VOCABULARY_SIZE.value, path
-        )
-    for side in (train, held_out):
-        data.encode_documents(side, path, data.cache_directory())
-
-
-def _vocabulary(folder):
-    return os.path.join(os.path.abspath(folder), "vocabulary.spm")
+    sides = data.split_documents(data.read_corpus(flags.CORPUS.value))
+    study_jobs.prepare(folder, *sides, study_jobs.VOCABULARY_SIZE.value)
 
 
 def _make_jobs(folder):
     """A folder with `arm.json` for each arm and seed."""
     jobs = []
-    for seed in _SEEDS.value[:1] if _SMOKE.value else _SEEDS.value:
+    for seed in (
+        study_jobs.SEEDS.value[:1]
+        if study_jobs.SMOKE.value
+        else study_jobs.SEEDS.value
+    ):
         for name, arm in _chosen().items():
             job = os.path.join(folder, "arms", f"{name}-seed{seed}")
-            wanted = study_arms.settings(arm) | _task(name, seed, folder)
-            _write_arm(job, wanted)
+            wanted = study_arms.settings(arm) | _task(name, seed)
+            study_jobs.write_arm(job, wanted)
             jobs.append(job)
     return jobs
 
 
 def _chosen():
-    if _SMOKE.value:
+    if study_jobs.SMOKE.value:
         return {name: study_arms.ARMS[name] for name in _SMOKE_ARMS}
     names = []
     for entry in _ARMS.value:
@@ -137,12 +94,12 @@ def _chosen():
     return {name: study_arms.ARMS[name] for name in dict.fromkeys(names)}
 
 
-def _task(name, seed, folder):
+def _task(name, seed):
     is_main = name in study_arms.GROUPS["main"]
-    steps = _STEPS.value if is_main else _ABLATION_STEPS.value
-    every, batches = _EVAL_EVERY.value, 32
+    steps = study_jobs.STEPS.value if is_main else _ABLATION_STEPS.value
+    every, batches = study_jobs.EVAL_EVERY.value, 32
     arm = study_arms.ARMS[name]
-    if _SMOKE.value:
+    if study_jobs.SMOKE.value:
         steps, every, batches = 6, 3, 1
     if steps % every:
         raise flags.UsageError(
@@ -157,33 +114,8 @@ def _task(name, seed, folder):
         "eval_batches": study_arms.steps_of(arm, batches),
         "backend": flags.BACKEND.value,
         "corpus": flags.CORPUS.value,
-        "vocabulary": os.path.basename(_vocabulary(folder)),
+        "vocabulary": study_jobs.VOCABULARY,
     }
-
-
-def _write_arm(job, wanted):
-    from keras_switch import files
-
-    path = os.path.join(job, "arm.json")
-    if os.path.exists(path):
-        found = files.read_json(path)
-        changed = [k for k in wanted if found.get(k) != wanted[k]]
-        if changed:
-            raise flags.UsageError(
-                f"--workdir: {job} was begun with other settings, in "
-                f"{', '.join(changed)}. Use another folder, or delete it."
-            )
-        return
-    os.makedirs(job, exist_ok=True)
-    with files.atomic_write(path) as file:
-        file.write_text(json.dumps(wanted, indent=1), encoding="utf-8")
-
-
-def _start(job, core):
-    """A worker that trains the arm of a folder."""
-    module = "keras_switch_train.study_worker"
-    command = [sys.executable, "-m", module, job, str(core)]
-    return pool.Process(job, command, core)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import csv
 import os
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -21,11 +22,18 @@ class Curve(keras.callbacks.Callback):
 
     Args:
         path: The CSV file to write.
+        parts: Further sets for `evaluate`, by name. Each has a column of its
+            own, `val_loss of <name>`, and `val_loss` is the mean of them.
     """
 
-    def __init__(self, path: str | os.PathLike) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        parts: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__()
         self._path = path
+        self._parts = parts or {}
         self._rows = []
         self._step = self._timed = self._pending = 0
         self._totals = {"seconds": 0.0, "cpu_seconds": 0.0}
@@ -69,6 +77,7 @@ class Curve(keras.callbacks.Callback):
         row = {"step": self._step}
         row |= {name: scale * t for name, t in self._totals.items()}
         row |= {name: float(value) for name, value in logs.items()}
+        row |= self._evaluate_parts()
         self._rows.append(row)
         with files.atomic_write(self._path) as temporary:
             with open(temporary, "w", newline="", encoding="utf-8") as file:
@@ -80,6 +89,15 @@ class Curve(keras.callbacks.Callback):
             f"{1e3 * row['seconds'] / self._step:.0f} ms a step",
             flush=True,
         )
+
+    def _evaluate_parts(self):
+        losses = {}
+        for name, part in self._parts.items():
+            logs = self.model.evaluate(part, verbose=0, return_dict=True)
+            losses[f"val_loss of {name}"] = float(logs["loss"])
+        if losses:
+            losses["val_loss"] = sum(losses.values()) / len(losses)
+        return losses
 
 
 class Churn(keras.callbacks.Callback):

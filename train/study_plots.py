@@ -75,7 +75,8 @@ def specialisation_figure(
         loads: Of each layer, `[domains, E]`: parts of a domain's tokens.
         domains: Their names.
     """
-    figure = Figure(figsize=(9, 1 + 2 * len(loads)), layout="constrained")
+    height = 0.4 + 0.2 * len(domains)
+    figure = Figure(figsize=(9, 1 + height * len(loads)), layout="constrained")
     grid = figure.subplots(len(loads), 1, squeeze=False)[:, 0]
     for axes, (layer, load) in zip(grid, loads.items(), strict=True):
         # Experts next to those that serve the same domain.

@@ -5,7 +5,7 @@ import glob
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,11 +45,11 @@ def write(folder: str) -> dict[str, Any]:
 
     runs = read(folder)
     results = {
-        "arms": [_row_of_run(run) for run in runs.values()],
-        "main": _compare_main(runs),
+        "arms": [row_of_run(run) for run in runs.values()],
+        "main": compare_main(runs),
         "others": _compare_others(runs),
         "small batches": _compare_small_batches(runs),
-        "domains": _compare_domains(runs),
+        "domains": compare_domains(runs),
     }
     with files.atomic_write(os.path.join(folder, "results.json")) as file:
         file.write_text(json.dumps(results, indent=1), encoding="utf-8")
@@ -109,7 +109,8 @@ def first_reach(
     return None
 
 
-def _row_of_run(run):
+def row_of_run(run: Run) -> dict[str, Any]:
+    """Size, last loss and time of an arm."""
     last = {name: float(column[-1]) for name, column in run.curve.items()}
     return {
         "arm": run.name,
@@ -118,19 +119,19 @@ def _row_of_run(run):
         "active": run.ends["parameters"]["active"],
         "MFLOP a token": round(run.ends["parameters"]["flops"] / 1e6, 3),
         "steps": int(last["step"]),
-        "held-out loss": _rounded(last["val_loss"]),
+        "held-out loss": rounded(last["val_loss"]),
         "ms a step": round(1e3 * last["seconds"] / last["step"], 1),
         "CPU ms a step": round(1e3 * last["cpu_seconds"] / last["step"], 1),
         **run.ends["machine"],
     }
 
 
-def _rounded(value, digits=4):
+def rounded(value: float, digits: int = 4) -> float | None:
     """A float for JSON, which has no NaN: `None` for an arm that diverged."""
     return round(float(value), digits) if math.isfinite(value) else None
 
 
-def _compare_main(runs):
+def compare_main(runs: Mapping[tuple[str, int], Run]) -> list[dict[str, Any]]:
     """Steps and time of `switch` to what `dense` has at several points."""
     rows = []
     for (name, seed), dense in runs.items():
@@ -143,7 +144,7 @@ def _compare_main(runs):
             row = {
                 "seed": seed,
                 "dense step": int(dense.curve["step"][i]),
-                "loss": _rounded(loss),
+                "loss": rounded(loss),
             }
             for title, column in (
                 ("steps", "step"),
@@ -157,7 +158,7 @@ def _compare_main(runs):
                 ratio = None if cost is None else mine / cost
                 if column == "step":
                     row["switch step"] = cost and round(cost)
-                row[f"{title} ratio"] = ratio and _rounded(ratio, 2)
+                row[f"{title} ratio"] = ratio and rounded(ratio, 2)
             rows.append(row)
     return rows
 
@@ -182,10 +183,10 @@ def _compare_others(runs):
                 "arm": name,
                 "seed": seed,
                 "step": int(common[-1]),
-                "loss": _rounded(mine),
+                "loss": rounded(mine),
                 "against": arm.against,
-                "difference": _rounded(mine - its),
-                "CPU ms a step": _row_of_run(run)["CPU ms a step"],
+                "difference": rounded(mine - its),
+                "CPU ms a step": row_of_run(run)["CPU ms a step"],
                 **_routing_at(run.curve, common[-1]),
                 "published": arm.paper,
             }
@@ -197,7 +198,7 @@ def _routing_at(curve, step):
     """What the routers did in the steps before one."""
     row = curve["step"] == step
     return {
-        title: _rounded(curve[name][row][0], 3) if name in curve else None
+        title: rounded(curve[name][row][0], 3) if name in curve else None
         for title, name in (
             ("dropped", "routing/dropped_fraction"),
             ("max over mean load", "routing/max_mean_load"),
@@ -220,9 +221,9 @@ def _compare_small_batches(runs):
                 "seed": seed,
                 "rows": size * int(last["step"]),
                 "steps": int(last["step"]),
-                "held-out loss": _rounded(last["val_loss"]),
+                "held-out loss": rounded(last["val_loss"]),
                 **{
-                    title: _rounded(last[f"routing/{statistic}"], 3)
+                    title: rounded(last[f"routing/{statistic}"], 3)
                     for title, statistic in (
                         ("dropped", "dropped_fraction"),
                         ("max over mean load, of a step", "max_mean_load"),
@@ -230,10 +231,10 @@ def _compare_small_batches(runs):
                         ("balance loss", "load_balancing_loss"),
                     )
                 },
-                "max over mean load, of all domains": _rounded(
+                "max over mean load, of all domains": rounded(
                     _largest_load(run.ends), 3
                 ),
-                "CPU ms a row": _rounded(
+                "CPU ms a row": rounded(
                     1e3 * last["cpu_seconds"] / last["step"] / size, 1
                 ),
             }
@@ -244,11 +245,13 @@ def _compare_small_batches(runs):
 def _largest_load(ends):
     """Of the busiest expert, over the mean; the mean over the layers."""
     first = next(iter(ends["domains"].values()))
-    loads = [_loads(ends, layer).mean(axis=0) for layer in first["load"]]
-    return np.mean([load.max() / load.mean() for load in loads])
+    layers = [loads(ends, layer).mean(axis=0) for layer in first["load"]]
+    return np.mean([load.max() / load.mean() for load in layers])
 
 
-def _compare_domains(runs):
+def compare_domains(
+    runs: Mapping[tuple[str, int], Run],
+) -> list[dict[str, Any]]:
     """Loss by domain, and how far its load is from that of all."""
     rows = []
     for (name, seed), switch in runs.items():
@@ -262,36 +265,35 @@ def _compare_domains(runs):
                 "domain": domain,
                 "documents": ends["documents"],
                 "targets": ends["targets"],
-                "dense": _rounded(loss),
-                "switch": _rounded(ends["loss"]),
-                "gain": _rounded(loss - ends["loss"]),
+                "dense": rounded(loss),
+                "switch": rounded(ends["loss"]),
+                "gain": rounded(loss - ends["loss"]),
             }
             for stack in ("encoder", "decoder"):
                 surprises = [
-                    _surprise(switch.ends, domain, layer)
+                    surprise(switch.ends, domain, layer)
                     for layer in ends["load"]
                     if layer.startswith(stack)
                 ]
                 mean = np.mean(surprises) if surprises else 0.0
-                row[f"{stack}: KL of the load"] = _rounded(mean, 3)
+                row[f"{stack}: KL of the load"] = rounded(mean, 3)
             rows.append(row)
     return rows
 
 
-def _surprise(ends, domain, layer):
+def surprise(ends: Mapping[str, Any], domain: str, layer: str) -> float:
     """How far a domain's load is from the mean of all: KL, in nats.
 
     0: its tokens go where all go; the logarithm of the number of domains:
     to experts that serve no other.
     """
-    loads = _loads(ends, layer)
     mine = np.array(ends["domains"][domain]["load"][layer])
-    mean = loads.mean(axis=0)
+    mean = loads(ends, layer).mean(axis=0)
     present = mine > 0
     return float(np.sum(mine[present] * np.log(mine[present] / mean[present])))
 
 
-def _loads(ends, layer):
+def loads(ends: Mapping[str, Any], layer: str) -> np.ndarray:
     """The load of each expert in each domain, `[domains, E]`."""
     return np.array([d["load"][layer] for d in ends["domains"].values()])
 
@@ -308,7 +310,7 @@ def _figures(runs, ratios):
             first = next(iter(run.ends["domains"].values()))
             figures[f"specialisation-seed{run.seed}.png"] = (
                 study_plots.specialisation_figure(
-                    {layer: _loads(run.ends, layer) for layer in first["load"]},
+                    {layer: loads(run.ends, layer) for layer in first["load"]},
                     list(run.ends["domains"]),
                 )
             )

@@ -60,7 +60,10 @@ def _train(folder):
         save_every=arm["eval_every"],
         keep=1,
     )
-    curve = study_curve.Curve(os.path.join(folder, "curve.csv"))
+    parts = {}
+    if arm.get("languages"):
+        parts = {name: data.held_out(name).dataset() for name in data.domains()}
+    curve = study_curve.Curve(os.path.join(folder, "curve.csv"), parts)
     watched = _watched(arm, data)
     model.fit(
         checkpoint.dataset(),
@@ -98,9 +101,7 @@ class _Data:
         self._data = data
         self._vocabulary = vocabulary
         self.tokenizer = models.SwitchTokenizer(proto=vocabulary)
-        train, self._held_out = data.split_documents(
-            data.read_corpus(arm["corpus"])
-        )
+        train, self._held_out = self._sides()
         self._objective = data.PrefixLM(arm["prefix_fraction"])
         self.pipeline = data.Pipeline(
             self._encode(train),
@@ -108,7 +109,16 @@ class _Data:
             arm["input_length"],
             batch_size=arm["batch_size"],
             seed=arm["seed"],
+            **arm.get("pipeline", {}),
         )
+
+    def _sides(self):
+        languages = self._arm.get("languages")
+        if languages:
+            messages = self._data.mediawiki_messages(languages)
+            return self._data.split_messages(messages)
+        corpus = self._data.read_corpus(self._arm["corpus"])
+        return self._data.split_documents(corpus)
 
     def _encode(self, documents):
         cache = self._data.cache_directory()

@@ -17,6 +17,12 @@ from keras_switch.data.domains import (
 from keras_switch.data.download import Wheel, fetch_wheel
 from keras_switch.data.files import cache_directory
 from keras_switch.data.held_out import HeldOut
+from keras_switch.data.messages import (
+    MESSAGE_LICENCE,
+    mediawiki_messages,
+    mediawiki_record,
+    split_messages,
+)
 from keras_switch.data.objectives import (
     Examples,
     NextToken,
@@ -46,6 +52,7 @@ from keras_switch.data.vocabulary import (
 __all__ = [
     "DOMAIN_LICENCES",
     "LICENCES",
+    "MESSAGE_LICENCE",
     "Description",
     "Document",
     "Examples",
@@ -69,6 +76,8 @@ __all__ = [
     "fetch_wheel",
     "largest_window",
     "measure_throughput",
+    "mediawiki_messages",
+    "mediawiki_record",
     "package_descriptions",
     "package_descriptions_record",
     "prefix_lm",
@@ -77,6 +86,7 @@ __all__ = [
     "span_corruption",
     "span_corruption_window",
     "split_documents",
+    "split_messages",
     "text_files",
     "train_sentencepiece",
 ]

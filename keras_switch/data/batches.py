@@ -95,6 +95,12 @@ class BatchMaker:
         rest = self.corpus.tokens.size - self.num_rows * self.window
         return min(rest, self.window - 1)
 
+    def domain_of_rows(self) -> np.ndarray:
+        """The domain of each row that is a piece of its own, int32 `[R]`."""
+        starts = self._rows.starts
+        document = np.searchsorted(self.corpus.offsets, starts, side="right")
+        return self.corpus.domain[document - 1]
+
     def make(self, rows: np.ndarray, shift: np.ndarray, rng) -> tuple:
         """The arrays of some rows.
 

@@ -272,16 +272,10 @@ def split_documents(
         ValueError: if the fraction is not between 0 and 1, or a side comes
             out empty.
     """
-    if not 0 < held_out_fraction < 1:
-        raise ValueError(
-            "held_out_fraction must be between 0 and 1; received "
-            f"{held_out_fraction}."
-        )
+    check_fraction(held_out_fraction)
     sides = ([], [])
     for document in documents:
-        sides[_hash_fraction(document.text) < held_out_fraction].append(
-            document
-        )
+        sides[hash_fraction(document.text) < held_out_fraction].append(document)
     if not all(sides):
         raise ValueError(
             "documents must fill both sides of the split; received "
@@ -292,6 +286,16 @@ def split_documents(
     return sides
 
 
-def _hash_fraction(text):
+def check_fraction(held_out_fraction: float) -> None:
+    """Raises a `ValueError` if a part is not between 0 and 1."""
+    if not 0 < held_out_fraction < 1:
+        raise ValueError(
+            "held_out_fraction must be between 0 and 1; received "
+            f"{held_out_fraction}."
+        )
+
+
+def hash_fraction(text: str) -> float:
+    """A number from 0 to 1 that follows from a text alone."""
     digest = hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64

@@ -33,17 +33,19 @@ class DebianFiles(NamedTuple):
 
     Args:
         packages: the `.deb` file of each label.
-        descriptions: a JSON file, see `read_descriptions`.
+        descriptions: a JSON file, see `read_descriptions`; or None.
         record: what the files are: names, versions, SHA-256 digests, date.
     """
 
     packages: dict[str, pathlib.Path]
-    descriptions: pathlib.Path
+    descriptions: pathlib.Path | None
     record: dict[str, Any]
 
 
 def fetch_debian(
-    patterns: Mapping[str, str], folder: str | os.PathLike
+    patterns: Mapping[str, str],
+    folder: str | os.PathLike,
+    descriptions: bool = True,
 ) -> DebianFiles:
     """Packages and package descriptions; apt fetches them the first time.
 
@@ -59,6 +61,7 @@ def fetch_debian(
             a package. Of several that match, the one with the highest numbers
             in its name is taken.
         folder: where the files are kept; whole or absent.
+        descriptions: whether to fetch the descriptions of all packages too.
 
     Returns:
         The verified files.
@@ -70,20 +73,31 @@ def fetch_debian(
     """
     folder = pathlib.Path(folder)
     if not folder.exists():
-        _fetch(patterns, folder)
+        _fetch(patterns, folder, descriptions)
     record = files.read_json(folder / _RECORD)
-    for entry in [*record["packages"], record["descriptions"]]:
-        _check_digest(folder / entry["file"], entry["sha256"])
+    described = [record["descriptions"]] if descriptions else []
+    for entry in [*record["packages"], *described]:
+        check_digest(folder / entry["file"], entry["sha256"])
     packages = {e["label"]: folder / e["file"] for e in record["packages"]}
     if set(packages) != set(patterns):
         raise ValueError(
             f"{folder} must hold {sorted(patterns)}; received "
             f"{sorted(packages)}. Delete the folder to fetch it again."
         )
-    return DebianFiles(packages, folder / _DESCRIPTIONS, record)
+    path = folder / _DESCRIPTIONS if descriptions else None
+    return DebianFiles(packages, path, record)
 
 
-def _check_digest(path, wanted):
+def check_digest(path: pathlib.Path, wanted: str) -> None:
+    """Checks a file that was fetched.
+
+    Args:
+        path: of the file, in a folder that is fetched as a whole.
+        wanted: its SHA-256 digest, 64 hex digits.
+
+    Raises:
+        ValueError: if it is not that file, or missing.
+    """
     digest = files.sha256(path) if path.exists() else "no file"
     if digest != wanted:
         raise ValueError(
@@ -92,17 +106,21 @@ def _check_digest(path, wanted):
         )
 
 
-def _fetch(patterns, folder):
+def _fetch(patterns, folder, descriptions):
+    languages = ("en",) if descriptions else ("none",)
     with (
-        private_apt(folder) as configuration,
+        private_apt(folder, languages) as configuration,
         files.atomic_folder(folder) as new,
     ):
         said = run_apt(configuration, "apt-get", "-qq", "update").stderr
         record = {
             "fetched": datetime.datetime.now(datetime.UTC).isoformat(),
             "packages": _download(configuration, patterns, new, said),
-            "descriptions": _write_descriptions(configuration, new, said),
         }
+        if descriptions:
+            record["descriptions"] = _write_descriptions(
+                configuration, new, said
+            )
         with open(new / _RECORD, "w", encoding="utf-8") as file:
             json.dump(record, file, indent=1)
 

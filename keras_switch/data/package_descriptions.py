@@ -19,6 +19,7 @@ from keras_switch.data.apt import (
     run_apt,
     stanzas,
 )
+from keras_switch.data.debian import check_digest
 from keras_switch.data.files import cache_directory
 
 LANGUAGES = ("en", "de", "fr")
@@ -69,13 +70,7 @@ def package_descriptions(
     if not folder.exists():
         _fetch(folder)
     path = folder / _TEXTS
-    wanted = package_descriptions_record(cache_dir)["sha256"]
-    digest = files.sha256(path) if path.exists() else "no file"
-    if digest != wanted:
-        raise ValueError(
-            f"{path} must have the sha256 digest {wanted}; received {digest}. "
-            f"Delete the folder {folder} to fetch it again."
-        )
+    check_digest(path, package_descriptions_record(cache_dir)["sha256"])
     with gzip.open(path, "rt", encoding="utf-8") as file:
         return [Description(**json.loads(line)) for line in file]
 

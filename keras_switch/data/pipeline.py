@@ -6,7 +6,9 @@ import numpy as np
 
 from keras_switch.data.batches import BatchMaker
 from keras_switch.data.checks import check_integer
+from keras_switch.data.mixture import Mixture
 from keras_switch.data.seeding import (
+    MIXED_NOISE,
     NOISE,
     SHIFT,
     SHUFFLE,
@@ -26,7 +28,8 @@ class Pipeline:
     `batch(step)` depends on the corpus, the settings, the seed and the step
     only: it is the same in every process and in any order of access, so a
     run resumes at a step without any saved state. Rows are shuffled anew in
-    every epoch and each comes once per epoch; their noise is drawn anew too.
+    every epoch and each comes once per epoch, with a temperature once per
+    epoch of its domain; their noise is drawn anew too.
 
     Args:
         corpus: `TokenizedCorpus`, see `encode_documents`.
@@ -44,10 +47,15 @@ class Pipeline:
             them apart. `"stream"`: as T5, documents run on and are cut into
             full windows without any padding, at places that move from epoch
             to epoch. `"none"`: one piece to a row, padded.
+        temperature: None takes the rows of all domains alike. From 1 up a
+            domain has a share of the rows in proportion to the number of its
+            own to the power of `1 / temperature`: the higher, the more equal
+            the domains. It takes `packing="none"`, whose rows are of one
+            domain each.
 
     Raises:
-        ValueError: on a bad argument, an empty corpus, or windows with more
-            than 100 spans.
+        ValueError: on a bad argument, an empty corpus, windows with more than
+            100 spans, or a temperature and a domain without a row.
 
     Example:
         corpus = keras_switch.data.encode_documents(documents, "vocabulary.spm")
@@ -65,6 +73,7 @@ class Pipeline:
         batch_size: int = 32,
         seed: int = 0,
         packing: str = "segments",
+        temperature: float | None = None,
     ):
         check_integer("batch_size", batch_size, 1)
         check_integer("seed", seed, 0)
@@ -73,6 +82,9 @@ class Pipeline:
         )
         self.batch_size = batch_size
         self.seed = seed
+        self._mixed = None
+        if temperature is not None:
+            self._mixed = _Mixed(self._maker, float(temperature), seed)
         # The orders of the few epochs in use; not a decorated method, which
         # would keep every pipeline alive.
         self._order = functools.lru_cache(maxsize=4)(self._shuffle)
@@ -113,6 +125,10 @@ class Pipeline:
             ValueError: if the step is negative.
         """
         check_integer("step", step, 0)
+        if self._mixed:
+            rows = self._mixed.rows(step * self.batch_size, self.batch_size)
+            rng = random_generator(self.seed, MIXED_NOISE, step)
+            return self._maker.make(rows, np.zeros_like(rows), rng)
         place = int(step) * self.batch_size + np.arange(self.batch_size)
         epoch, place = np.divmod(place, self.num_rows)
         rows, shift = np.zeros((2, self.batch_size), np.int64)
@@ -163,7 +179,41 @@ class Pipeline:
         Returns:
             Two pipelines with the same fingerprint give the same batches.
         """
-        return fingerprint(self._maker, self.batch_size, self.seed)
+        mixed = {"temperature": self._mixed.temperature} if self._mixed else {}
+        return fingerprint(self._maker, self.batch_size, self.seed, **mixed)
+
+
+class _Mixed:
+    """Rows by domain, in the order of a `Mixture`."""
+
+    def __init__(self, maker, temperature, seed):
+        if maker.packing != "none":
+            raise ValueError(
+                'temperature takes packing="none", whose rows are of one '
+                f"domain each; received packing={maker.packing!r}."
+            )
+        domain = maker.domain_of_rows()
+        self._rows = [
+            np.flatnonzero(domain == i)
+            for i in range(len(maker.corpus.domains))
+        ]
+        empty = [
+            name
+            for name, rows in zip(maker.corpus.domains, self._rows, strict=True)
+            if not len(rows)
+        ]
+        if empty:
+            raise ValueError(
+                "temperature takes a row of each domain; received none of "
+                f"{', '.join(empty)}."
+            )
+        self.temperature = temperature
+        sizes = [len(rows) for rows in self._rows]
+        self._mixture = Mixture(sizes, temperature, seed)
+
+    def rows(self, start, count):
+        drawn = self._mixture.rows(start, count).tolist()
+        return np.array([self._rows[domain][i] for domain, i in drawn])
 
 
 class _Steps:

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 # What a random generator is for, part of its seed.
-SHUFFLE, NOISE, SHIFT, HELD_OUT = range(4)
+# A `Mixture` has the first two, so that rows drawn by one take the last.
+SHUFFLE, NOISE, SHIFT, HELD_OUT, MIXED_NOISE = range(5)
 
 # Part of the fingerprint: counts up when the same settings give new batches.
 _VERSION = 1

@@ -1,5 +1,6 @@
 """Tasks to fine-tune on: examples, templates, metrics, scores."""
 
+from keras_switch.data.mixture import mixing_rates as mixing_rates
 from keras_switch.tasks.batches import TaskBatches as TaskBatches
 from keras_switch.tasks.batches import TaskHeldOut as TaskHeldOut
 from keras_switch.tasks.encoding import Encoded as Encoded
@@ -13,7 +14,6 @@ from keras_switch.tasks.few_shot import few_shot as few_shot
 from keras_switch.tasks.from_file import from_file as from_file
 from keras_switch.tasks.metrics import METRICS as METRICS
 from keras_switch.tasks.metrics import compute as compute
-from keras_switch.tasks.mixture import mixing_rates as mixing_rates
 from keras_switch.tasks.splits import Example as Example
 from keras_switch.tasks.splits import Row as Row
 from keras_switch.tasks.splits import Splits as Splits

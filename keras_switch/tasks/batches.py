@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from keras_switch.data.checks import check_integer
+from keras_switch.data.mixture import Mixture
 from keras_switch.tasks.encoding import Encoded, Shape, training_arrays
-from keras_switch.tasks.mixture import Mixture
 
 # Part of the fingerprint: counts up when the same settings give new batches.
 _VERSION = 1

@@ -217,3 +217,43 @@ def test_fit_takes_the_steps_in_order(encoded):
     expected = fitted.evaluate(held_out.dataset(), verbose=0)
     assert history["val_loss"][1] == pytest.approx(expected, rel=1e-6)
     assert history["val_loss"][1] < history["val_loss"][0]
+
+
+def domains_of(pipeline, corpus, steps):
+    """The domain of each row; tokens of `make_corpus` tell their document."""
+    ids = np.concatenate(
+        [pipeline.batch(i)[0]["encoder_token_ids"][:, 0] for i in steps]
+    )
+    document = np.searchsorted(corpus.offsets, ids - 10, side="right") - 1
+    return corpus.domain[document]
+
+
+@pytest.mark.parametrize("temperature, rates", [(1, [0.2, 0.8]), (2, [1 / 3])])
+def test_a_temperature_shares_rows_out_by_domain(
+    make_corpus, temperature, rates
+):
+    corpus = make_corpus([160, 320, 320])
+    corpus = corpus._replace(
+        domain=np.array([0, 1, 1], np.int32), domains=("a", "b")
+    )
+    settings = {"packing": "none", "temperature": temperature, "seed": 1}
+    pipeline = Pipeline(corpus, PrefixLM(), 5, batch_size=40, **settings)
+    assert pipeline.num_rows == 45
+    found = domains_of(pipeline, corpus, range(40))
+    assert (found == 0).mean() == pytest.approx(rates[0], abs=0.03)
+    # Pure functions of the step, other than those without a temperature.
+    again = Pipeline(corpus, PrefixLM(), 5, batch_size=40, **settings)
+    assert same(again.batch(7), pipeline.batch(7))
+    assert again.fingerprint() == pipeline.fingerprint()
+    plain = Pipeline(corpus, PrefixLM(), 5, batch_size=40, packing="none")
+    assert plain.fingerprint() != pipeline.fingerprint()
+
+
+def test_a_temperature_needs_rows_of_one_domain_each(make_corpus):
+    corpus = make_corpus([60, 1])._replace(
+        domain=np.array([0, 1], np.int32), domains=("a", "b")
+    )
+    with pytest.raises(ValueError, match="packing='segments'"):
+        Pipeline(corpus, PrefixLM(), 5, temperature=2)
+    with pytest.raises(ValueError, match="of each domain; received none of b"):
+        Pipeline(corpus, PrefixLM(), 5, packing="none", temperature=2)

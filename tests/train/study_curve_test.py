@@ -86,3 +86,17 @@ def test_churn_is_the_share_of_new_choices(monkeypatch):
     assert np.isnan(first["routing/churn"])
     # Of three choices, one is new.
     assert second["routing/churn"] == pytest.approx(1 / 3)
+
+
+def test_parts_have_columns_and_the_mean_is_the_loss(tmp_path):
+    class Parts(Model):
+        def evaluate(self, part, **_):
+            return {"loss": part}
+
+    curve = study_curve.Curve(tmp_path / "curve.csv", {"de": 2.0, "en": 4.0})
+    curve.set_model(Parts())
+    interval(curve, 0.01)
+    with open(tmp_path / "curve.csv") as file:
+        (row,) = csv.DictReader(file)
+    assert row["val_loss of de"] == "2.0" and row["val_loss of en"] == "4.0"
+    assert row["val_loss"] == "3.0"

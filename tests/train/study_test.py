@@ -9,7 +9,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from keras_switch_train import flags as shared
-from keras_switch_train import pool, study
+from keras_switch_train import study
 from tests.train.study_worker_test import corpus as corpus
 
 
@@ -58,27 +58,3 @@ def test_steps_between_evaluations():
     with flagsaver.flagsaver(smoke=False, main_steps=7, interval=2):
         with pytest.raises(shared.UsageError, match="divide.*2 and 7"):
             study.main()
-
-
-def test_a_folder_with_another_study(tmp_path):
-    job = tmp_path / "arms" / "dense-seed0"
-    job.mkdir(parents=True)
-    (job / "arm.json").write_text(json.dumps({"steps": 1}))
-    with pytest.raises(shared.UsageError, match="other settings, in.*steps"):
-        study.main()
-
-
-def test_an_arm_that_fails(tmp_path, monkeypatch):
-    class Failed:
-        def __init__(self, folder, command, core):
-            self.code = 3
-
-        def ended(self):
-            return True
-
-        def tail(self):
-            return "the last lines of its log"
-
-    monkeypatch.setattr(pool, "Process", Failed)
-    with pytest.raises(RuntimeError, match="must be trained.*\n.*last lines"):
-        study.main()

@@ -3,7 +3,7 @@ import collections
 import numpy as np
 import pytest
 
-from keras_switch.tasks.mixture import Mixture, mixing_rates
+from keras_switch.data.mixture import Mixture, mixing_rates
 
 
 def test_the_temperature_makes_rates_equal():
