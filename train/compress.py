@@ -99,6 +99,7 @@ def run() -> None:
     flags.run(
         main,
         uses=(
+            "answer_length",
             "backend",
             "batch_size",
             "corpus",
@@ -108,8 +109,8 @@ def run() -> None:
             "output",
             "preset",
             "retain_heap",
-            *task_data.NAMES,
-            *task_flags.NAMES,
+            "task",
+            "validation_examples",
         ),
         requires=("output",),
         trained=True,
@@ -130,15 +131,25 @@ def _check_flags():
     return given[0]
 
 
+# Flags that decide which experts are counted how often.
+_OF_TASKS = ("task", "answer_length", "input_length", "validation_examples")
+_OF_CORPUS = (
+    "corpus",
+    "objective",
+    "input_length",
+    "counted_batches",
+    "batch_size",
+)
+
+
 def _settings(way, folder):
-    told = {way: absl_flags.FLAGS[way].value, "dtype": flags.DTYPE.value}
+    told = [way, "dtype"]
     if way == "quantize":
-        told["experts_only"] = _EXPERTS_ONLY.value
-    elif task_flags.TASK.value:
-        told["task"] = task_flags.TASK.value
+        told.append("experts_only")
     else:
-        told["corpus"] = flags.CORPUS.value
-    return made_by.settings("compress", folder, **told)
+        told += _OF_TASKS if task_flags.TASK.value else _OF_CORPUS
+    values = {name: absl_flags.FLAGS[name].value for name in told}
+    return made_by.settings("compress", folder, **values)
 
 
 def _size(lm):
