@@ -15,8 +15,11 @@ ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = (
     "analyze",
     "benchmark",
+    "compress",
     "convert",
+    "distill",
     "evaluate",
+    "export",
     "finetune",
     "generate",
     "pretrain",

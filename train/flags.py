@@ -42,6 +42,9 @@ PRESET = flags.DEFINE_string(
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder to write into; made if it is missing."
 )
+OUTPUT = flags.DEFINE_string(
+    "output", None, "Folder to write to; new, or empty."
+)
 SEED = flags.DEFINE_integer(
     "seed",
     0,

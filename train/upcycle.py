@@ -22,9 +22,6 @@ from absl import flags as absl_flags
 
 from keras_switch_train import flags
 
-_OUTPUT = absl_flags.DEFINE_string(
-    "output", None, "Folder to write the sparse preset to; new, or empty."
-)
 _NUM_EXPERTS = absl_flags.DEFINE_integer(
     "num_experts", 8, "Experts of a sparse layer.", lower_bound=1
 )
@@ -91,14 +88,14 @@ def main() -> None:
     print("\nrouter           loss   largest difference of a logit")
     print("\n".join(lines))
     _save(sparse)
-    print(f"\nThe model with router {_ROUTER.value} is in {_OUTPUT.value}")
+    print(f"\nThe model with router {_ROUTER.value} is in {flags.OUTPUT.value}")
 
 
 def run() -> None:
     """The console command."""
     flags.run(
         main,
-        uses=("backend", "dtype", "preset", "retain_heap", "seed"),
+        uses=("backend", "dtype", "output", "preset", "retain_heap", "seed"),
         requires=("output",),
         trained=True,
     )
@@ -109,7 +106,7 @@ _ROWS, _LENGTH = 4, 32
 
 
 def _check_output():
-    output = _OUTPUT.value
+    output = flags.OUTPUT.value
     if os.path.isdir(output) and not os.listdir(output):
         return
     if os.path.lexists(output):
@@ -209,7 +206,7 @@ def _save(model):
 
     with (
         flags.blame("output"),
-        files.atomic_folder(_OUTPUT.value) as temporary,
+        files.atomic_folder(flags.OUTPUT.value) as temporary,
     ):
         model.save_to_preset(str(temporary))
 

@@ -8,6 +8,7 @@ from keras_switch.convert.huggingface import load_tokenizer as load_tokenizer
 from keras_switch.convert.layouts import kind_of as kind_of
 from keras_switch.convert.layouts import load as load
 from keras_switch.convert.layouts import table_of as table_of
+from keras_switch.convert.onnx import export_onnx as export_onnx
 from keras_switch.convert.prune import extract_dense as extract_dense
 from keras_switch.convert.prune import merge_experts as merge_experts
 from keras_switch.convert.prune import prune_experts as prune_experts

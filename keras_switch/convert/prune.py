@@ -3,12 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
-import keras
 import numpy as np
 from keras import ops
 from scipy.optimize import linear_sum_assignment
 
-from keras_switch.convert.rules import variables
+from keras_switch.convert.rules import check_plain, variables
 from keras_switch.layers.validation import check_number
 
 _EXPERTS = "/feed_forward/experts/"
@@ -162,14 +161,7 @@ def _loads(model: Any, report: Any, num_experts: int) -> dict[str, np.ndarray]:
                 f"the router of {name} must choose by its kernel; a "
                 f"{type(layer.router).__name__} has a table of experts."
             )
-    for variable in variables(backbone):
-        dtype = keras.backend.standardize_dtype(variable.dtype)
-        if "lora_kernel" in variable.path or "float" not in dtype:
-            raise ValueError(
-                "model must not be quantized, and its adapters must be merged "
-                "(save it to a preset and load that); received one with "
-                f"{variable.path} of {dtype}."
-            )
+    check_plain("model", backbone)
     loads = {layer.name: np.asarray(layer.load) for layer in report.layers}
     wanted = {name: (layer.num_experts,) for name, layer in layers.items()}
     if {name: load.shape for name, load in loads.items()} != wanted:

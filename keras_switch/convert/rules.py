@@ -9,6 +9,8 @@ name with `{e}` stands for one tensor of each expert, which are stacked; then
 import re
 from typing import Any, NamedTuple
 
+import keras
+
 Table = tuple[tuple[str, str, bool], ...]
 
 
@@ -244,6 +246,26 @@ def variables(backbone: Any) -> list[Any]:
     of compiled code, but no checkpoint keeps them.
     """
     return [v for v in backbone.weights if "/routing_stats/" not in v.path]
+
+
+def check_plain(name: str, backbone: Any) -> None:
+    """Refuses a model with quantized weights or with adapters.
+
+    Args:
+        name: Of the argument that holds it.
+        backbone: A backbone of this library.
+
+    Raises:
+        ValueError: naming a weight.
+    """
+    for variable in variables(backbone):
+        dtype = keras.backend.standardize_dtype(variable.dtype)
+        if "lora_kernel" in variable.path or "float" not in dtype:
+            raise ValueError(
+                f"{name} must not be quantized, and its adapters must be "
+                "merged (save it to a preset and load that); received one "
+                f"with {variable.path} of {dtype}."
+            )
 
 
 def _entry(variable, table):

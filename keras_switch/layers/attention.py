@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_switch.layers.rotary import check_rotary, rotate
 from keras_switch.layers.validation import check_number
+from keras_switch.ops.export import starts
 from keras_switch.ops.shared_add import shared_add
 
 # Added to a score that must not be seen. Scores are float32 under every dtype
@@ -136,9 +137,9 @@ class Attention(keras.layers.Layer):
         keys_values = cache
         if cache is None or cache_update_index is not None:
             context = x if context is None else context
-            keys_values = self._keys_values(context, first)
+            keys_values = self.keys_values(context, first)
         if cache is not None and cache_update_index is not None:
-            start = (0, 0, cache_update_index, 0)
+            start = starts(0, 0, cache_update_index, 0)
             keys_values = tuple(
                 ops.slice_update(old, start, new)
                 for old, new in zip(cache, keys_values, strict=True)
@@ -151,7 +152,16 @@ class Attention(keras.layers.Layer):
         y = self.output_dense(self._merge_heads(y))  # [B, T, D]
         return y if cache is None else (y, keys_values)
 
-    def _keys_values(self, context, first):
+    def keys_values(self, context: Any, first: Any = 0) -> tuple[Any, Any]:
+        """What a cache holds of `context`: of cross-attention, all of it.
+
+        Args:
+            context: float `[B, S, D]`.
+            first: int, position of its first row.
+
+        Returns:
+            Keys and values, `[B, K, S, H]` each.
+        """
         key, value = (
             self._split_heads(dense(context))
             for dense in (self.key, self.value)

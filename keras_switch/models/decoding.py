@@ -91,7 +91,7 @@ def read_prompt(lm: Any, inputs: dict) -> tuple[Any, State]:
     token_ids = inputs[generated_names(inputs).ids]
     prompt_ids = inputs.get("prompt_token_ids", token_ids)
     batch_size, length = ops.shape(token_ids)
-    encoded, context = _encoded(lm, inputs)
+    encoded, context = encode(lm, inputs)
     encoder_length = None
     if encoded:
         encoder_length = ops.shape(inputs["encoder_token_ids"])[1]
@@ -108,8 +108,17 @@ def read_prompt(lm: Any, inputs: dict) -> tuple[Any, State]:
     return hidden_states, State(caches, context, first_bad)
 
 
-def _encoded(lm, inputs):
-    """What `call_decoder` is given once, and what at every step."""
+def encode(lm: Any, inputs: dict) -> tuple[dict, dict]:
+    """What `call_decoder` is given once, and what at every step.
+
+    Args:
+        lm: A task of this library.
+        inputs: As for `decode`.
+
+    Returns:
+        Two dicts of arguments: `encoder_output`, `[B, S, D]`, and
+        `encoder_padding_mask`, int32 `[B, S]`; both empty without an encoder.
+    """
     if "encoder_token_ids" not in inputs:
         return {}, {}
     # One segment: whatever the ids, the prompt may see the input.

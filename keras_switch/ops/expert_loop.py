@@ -11,6 +11,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_switch.ops.export import is_exporting, split_by
 from keras_switch.ops.indexing import has_values
 from keras_switch.ops.matmul import fewest_rows
 
@@ -27,7 +28,7 @@ def can_loop(rows: Any, num_experts: int) -> bool:
     """
     backend = keras.backend.backend()
     if backend == "torch" or has_values(rows):
-        return has_values(rows)
+        return has_values(rows) or is_exporting()
     return (
         backend == "tensorflow"
         and num_experts <= MOST_IN_GRAPH
@@ -68,6 +69,9 @@ def loop_over_experts(
     Returns:
         `[N, D]`; 0 for rows that belong to no expert.
     """
+    if is_exporting():
+        parts = split_by(rows, sizes)
+        return _of_parts(feed_forward, parts, kernels)
     count = ops.shape(rows)[0]
     fewest = fewest_rows(rows.shape[1])
     # With enough rows, what follows included, a row has the same bits always.
@@ -96,6 +100,16 @@ def loop_over_experts(
             start = start + size
     parts.append(ops.zeros((count - start, rows.shape[1]), rows.dtype))
     return ops.concatenate(parts, axis=0)
+
+
+def _of_parts(feed_forward, parts, kernels):
+    """Without a condition: a program has no use for one around 0 rows."""
+    *parts, rest = parts
+    outputs = [
+        feed_forward(part, *(kernel[expert] for kernel in kernels))
+        for expert, part in enumerate(parts)
+    ]
+    return ops.concatenate([*outputs, ops.zeros_like(rest)], axis=0)
 
 
 def with_gradient_of(plain: Callable, fast: Callable) -> Callable:

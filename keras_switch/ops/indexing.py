@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
+from keras_switch.ops.export import is_exporting
 from keras_switch.ops.layout import is_distributed
 
 _INT32_MAX = 2**31 - 1
@@ -29,7 +30,7 @@ def has_values(x: Any) -> bool:
     """Whether Python may read a tensor now. Eager JAX could too, but would
     compile anew for every value."""
     if keras.backend.backend() == "torch":
-        return x.device.type != "meta"
+        return x.device.type != "meta" and not is_exporting()
     if keras.backend.backend() == "tensorflow":
         return hasattr(x, "numpy")
     return False

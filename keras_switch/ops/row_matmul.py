@@ -11,6 +11,7 @@ import keras
 from keras import ops
 
 from keras_switch.ops.compiled import compiled
+from keras_switch.ops.export import is_exporting
 from keras_switch.ops.indexing import has_values, static_size
 
 # More rows than this share experts enough for the grouped product to win,
@@ -41,8 +42,10 @@ def matmul_by_row(rows: Any, expert_index: Any, kernel: Any) -> Any:
         `[N, F]`; 0 for rows that belong to no expert. A row's bits do not
         depend on the other rows.
     """
-    arguments = (rows, expert_index, kernel)
-    return _matmul_by_row(*map(ops.convert_to_tensor, arguments))
+    arguments = map(ops.convert_to_tensor, (rows, expert_index, kernel))
+    if is_exporting():
+        return _at_once(*arguments)
+    return _matmul_by_row(*arguments)
 
 
 def matmul_by_row_reference(rows: Any, expert_index: Any, kernel: Any) -> Any:
@@ -52,6 +55,16 @@ def matmul_by_row_reference(rows: Any, expert_index: Any, kernel: Any) -> Any:
     mine = ops.expand_dims(expert_index, -1) == experts  # [N, E]
     zero = ops.zeros((), dtype=every.dtype)
     return ops.sum(ops.where(ops.expand_dims(mine, -1), every, zero), axis=1)
+
+
+def _at_once(rows, expert_index, kernel):
+    """Without a loop, which an exported program would have for each row."""
+    num_experts = kernel.shape[0]
+    safe = ops.minimum(expert_index, num_experts - 1)
+    matrices = ops.take(kernel, safe, axis=0)  # [N, D, F]
+    products = ops.matmul(ops.expand_dims(rows, 1), matrices)[:, 0]
+    owned = ops.expand_dims(expert_index < num_experts, -1)
+    return ops.where(owned, products, ops.zeros((), dtype=products.dtype))
 
 
 @compiled()

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from keras_switch.ops import dtensor
+from keras_switch.ops.export import is_exporting
 
 
 def record(variable: keras.Variable, value: Any) -> None:
@@ -15,8 +16,11 @@ def record(variable: keras.Variable, value: Any) -> None:
 
     Under a JAX transformation that does not hand the variable in (a plain
     `jax.jit(layer)`) the value is a tracer that must not outlive the trace:
-    there nothing is recorded.
+    there nothing is recorded. Nor is it in a program that is exported, which
+    has no variables.
     """
+    if is_exporting():
+        return
     if keras.backend.backend() == "jax":
         import jax
 

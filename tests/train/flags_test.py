@@ -12,7 +12,9 @@ TRAIN = Path(__file__).resolve().parents[2] / "train"
 BINARIES = (
     "analyze",
     "benchmark",
+    "compress",
     "convert",
+    "export",
     "generate",
     "plan",
     "pretrain",
