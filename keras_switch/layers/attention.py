@@ -153,15 +153,7 @@ class Attention(keras.layers.Layer):
         return y if cache is None else (y, keys_values)
 
     def keys_values(self, context: Any, first: Any = 0) -> tuple[Any, Any]:
-        """What a cache holds of `context`: of cross-attention, all of it.
-
-        Args:
-            context: float `[B, S, D]`.
-            first: int, position of its first row.
-
-        Returns:
-            Keys and values, `[B, K, S, H]` each.
-        """
+        """`[B, S, D]` from position `first` on -> `[B, K, S, H]` each."""
         key, value = (
             self._split_heads(dense(context))
             for dense in (self.key, self.value)

@@ -123,6 +123,25 @@ def test_export_keeps_the_capacity(tmp_path):
     assert again.expert_capacity == 3
 
 
+@pytest.mark.parametrize("way", ["pruned", "extracted"])
+def test_what_was_made_smaller_goes_out(way, tmp_path):
+    hf.save(hf.switch(), tmp_path / "in")
+    lm = keras_switch.SwitchSeq2SeqLM.from_preset(str(tmp_path / "in"))
+    report = keras_switch.analysis.routing_report(lm.backbone, [hf.inputs(1)])
+    if way == "pruned":
+        small = keras_switch.convert.prune_experts(lm, 2, report)
+    else:
+        small = keras_switch.convert.extract_dense(lm, report)
+    small.export_to_transformers(tmp_path / "out")
+    again = hf.load(tmp_path / "out")
+    assert_same(small, again, hf.inputs())
+    count = sum(values.numel() for values in again.parameters())
+    assert count < sum(w.numel() for w in hf.load(tmp_path / "in").parameters())
+    # Experts less make other numbers.
+    with pytest.raises(AssertionError):
+        assert_same(lm, again, hf.inputs())
+
+
 def test_shards_in_and_out(tmp_path):
     model = hf.switch()
     hf.save(model, tmp_path / "in", max_shard_size="20KB")
