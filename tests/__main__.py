@@ -7,15 +7,18 @@ it is imported. Arguments are handed to pytest:
 `python -m tests tests/layers -k capacity`.
 """
 
+import hashlib
 import os
+import platform
+import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 _NOTHING_CHOSEN = 5  # pytest's exit code
+_MOST_BYTES = 4e9  # of compiled programs
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -33,12 +36,34 @@ def run(title: str, command: list[str], **environment: str) -> bool:
     return code == 0
 
 
-def _runs(programs: str) -> Iterator[tuple[str, list[str], dict[str, str]]]:
+def programs_folder() -> Path:
+    """Where JAX keeps what it compiled, from one run of the tests to the next.
+
+    `$KERAS_SWITCH_TEST_CACHE`, or else in `~/.cache`; made anew when it has
+    grown too large. It may be deleted at any time.
+    """
+    root = os.environ.get("KERAS_SWITCH_TEST_CACHE")
+    root = Path(root or "~/.cache/keras_switch/tests").expanduser()
+    # Programs are for the instructions of one processor.
+    cpu = Path("/proc/cpuinfo")
+    flags = platform.processor() + platform.machine()
+    if cpu.exists():
+        lines = cpu.read_text(errors="replace").splitlines()
+        flags += next((li for li in lines if li.startswith("flags")), "")
+    name = hashlib.sha256(flags.encode()).hexdigest()[:16]
+    folder = root / f"programs-{name}"
+    folder.mkdir(parents=True, exist_ok=True)
+    if sum(file.stat().st_size for file in folder.iterdir()) > _MOST_BYTES:
+        shutil.rmtree(folder)
+        folder.mkdir()
+    return folder
+
+
+def _runs(programs: Path) -> Iterator[tuple[str, list[str], dict[str, str]]]:
     """Title, arguments of pytest and environment of each run of it."""
-    # Tests compile the same small models again and again: within a run, JAX
-    # may share what it compiled.
+    # Tests compile the same small models again and again.
     shared = {
-        "JAX_COMPILATION_CACHE_DIR": programs,
+        "JAX_COMPILATION_CACHE_DIR": str(programs),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.05",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
@@ -73,16 +98,15 @@ def main(arguments: list[str]) -> int:
             + ["-r", "keras_switch", "train"],
         ),
     }
-    with tempfile.TemporaryDirectory() as programs:
-        for title, marks, environment in _runs(programs):
-            results[title] = run(
-                title,
-                [*python, "pytest", "-q", "-n", "2", *marks, *arguments],
-                # Two workers on two cores: more threads would only wait.
-                OMP_NUM_THREADS="1",
-                TF_CPP_MIN_LOG_LEVEL="2",
-                **environment,
-            )
+    for title, marks, environment in _runs(programs_folder()):
+        results[title] = run(
+            title,
+            [*python, "pytest", "-q", "-n", "2", *marks, *arguments],
+            # Two workers on two cores: more threads would only wait.
+            OMP_NUM_THREADS="1",
+            TF_CPP_MIN_LOG_LEVEL="2",
+            **environment,
+        )
     print()
     for title, passed in results.items():
         print(f"{title}: {'passed' if passed else 'FAILED'}")
