@@ -17,21 +17,19 @@ def folder_bytes(folder: str) -> int:
 
 
 def latency(
-    answer: Callable[[list], list[str]],
-    examples: Sequence[Any],
-    untimed: int = 2,
+    answer: Callable[[list], list[str]], examples: Sequence[Any]
 ) -> dict[str, Any]:
     """How long an answer takes, from its text to its text, one at a time.
 
     Args:
         answer: Answers some examples.
-        examples: Asked one by one, in their order.
-        untimed: Answers at the start that are not timed: they compile.
+        examples: Asked one by one, in their order, twice: the first time
+            compiles what their lengths need, and is not counted.
 
     Returns:
         `answers`, how many were timed; `median_ms` and `longest_ms`.
     """
-    for example in examples[:1] * untimed:
+    for example in examples:
         answer([example])
     times = []
     for example in examples:
