@@ -90,7 +90,9 @@ def export_saved_model(
         for name, length in lengths.items()
     }
     archive = keras.export.ExportArchive()
-    archive.track(lm)
+    # Not the task: with it would come its tokenizer, whose operations of
+    # tensorflow-text a server does not know.
+    archive.track(lm.backbone)
     archive.add_endpoint(
         "generate",
         lambda inputs: _generate(lm, inputs, max_length, stops),
