@@ -6,22 +6,14 @@ import time
 import keras
 import numpy as np
 import pytest
-from absl import flags as absl_flags
 from absl.testing import flagsaver
 
 from keras_switch import convert
 from keras_switch_train import answer_cost, evaluate, flags, served
 from tests.models import tiny
+from tests.train.finetune_test import parsed as parsed
 
 WORDS = "dog cat man moon river".split()
-
-
-@pytest.fixture(autouse=True)
-def parsed():
-    if not absl_flags.FLAGS.is_parsed():
-        absl_flags.FLAGS(["test"])
-    with flagsaver.flagsaver(backend=keras.backend.backend()):
-        yield
 
 
 @pytest.fixture
