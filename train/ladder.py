@@ -205,7 +205,8 @@ def _row(measure, student, value, kept, paper):
         "measure": measure,
         "student": student,
         "value": round(value, 4),
-        "kept": None if kept is None else round(kept, 1),
+        # Without the sign of -0.0.
+        "kept": None if kept is None else round(kept, 1) + 0.0,
         "paper": paper,
     }
 
