@@ -148,6 +148,11 @@ def _load_model():
             "on --batch_size"
         )
     if _SAVED_MODEL.value:
+        if _SHOTS.value is not None:
+            raise flags.UsageError(
+                "--saved_model generates, and cannot score the labels of "
+                "--shots; leave one of them out."
+            )
         from keras_switch_train import served
 
         with flags.blame("saved_model"):

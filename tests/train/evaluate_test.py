@@ -128,3 +128,12 @@ def test_a_missing_saved_model_names_its_flag(tmp_path):
     with flagsaver.flagsaver(preset=preset, saved_model="nowhere"):
         with pytest.raises(flags.UsageError, match="--saved_model: must be"):
             evaluate._load_model()
+
+
+@pytest.mark.any_backend
+def test_a_saved_model_cannot_score_labels(tmp_path):
+    preset = save(tiny.causal_lm(), tiny.causal_preprocessor(), tmp_path)
+    said = {"saved_model": "nowhere", "shots": 1, "answer_length": 5}
+    with flagsaver.flagsaver(preset=preset, **said):
+        with pytest.raises(flags.UsageError, match="--saved_model generates"):
+            evaluate._load_model()
