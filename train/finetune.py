@@ -224,6 +224,11 @@ def _choose_weights(model):
 
     Weights one by one, not layers: what a layer is told would be saved.
     """
+    if _LORA_RANK.present and _UPDATE.value != "lora":
+        raise flags.UsageError(
+            "--lora_rank goes with --update=lora; received "
+            f"--update={_UPDATE.value}."
+        )
     weights = model.trainable_weights
     if _UPDATE.value == "lora":
         model.backbone.enable_lora(_LORA_RANK.value, list(_ADAPTED))

@@ -213,6 +213,14 @@ def test_adapters_are_trained_and_saved_apart(files):
 
 
 @pytest.mark.any_backend
+def test_a_rank_without_adapters_is_refused(files):
+    arguments = finetuning(files, files / "rank", "--lora_rank=2")
+    done = subprocess.run(arguments, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "--lora_rank goes with --update=lora" in done.stderr
+
+
+@pytest.mark.any_backend
 def test_a_dense_model_has_no_experts_to_update():
     lm = tiny.lm(encoder_sparse_step=0, decoder_sparse_step=0)
     with flagsaver.flagsaver(update="experts"):
