@@ -12,7 +12,8 @@ from keras import ops
 import keras_switch
 from keras_switch.layers import FeedForward
 from keras_switch.models import decoding
-from tests import bridge, conftest, reference_gradients
+from tests import bridge, conftest, reference_gradients, reference_soft
+from tests.layers import soft_router_test
 from tests.layers import switch_layer_oracle_test as cases
 from tests.models import tiny
 
@@ -67,6 +68,36 @@ def print_oracle(rng):
             f"| {slope:.1e} |",
             flush=True,
         )
+    for dispatch in ("einsum", "gather"):
+        y, slope = np.max([soft_row(dispatch, g, rng) for g in (None, 5)], 0)
+        print(f"| soft | {dispatch} | 0% | {y:.1e} | {slope:.1e} |")
+
+
+def soft_row(dispatch, group_size, rng):
+    """As `oracle_row`: no token has a place that another could take."""
+    spec, layer = soft_router_test.make(
+        slots=3, dispatch=dispatch, group_size=group_size
+    )
+    x, dy = rng.normal(size=(2, cases.B, cases.T, cases.D))
+    weight = ops.convert_to_tensor(dy.astype("float32"))
+
+    def call(x):
+        return layer(x, padding_mask=cases.MASK, training=True)
+
+    y = call(x.astype("float32"))
+    variables = bridge.variables(layer)
+    _, (dx,), dws = differentiate(
+        lambda x: ops.sum(call(x) * weight), [x], variables.values()
+    )
+    weights = bridge.weights(layer)
+    wanted = reference_soft.layer(spec, x, weights, cases.MASK)
+    grads = reference_soft.gradients(spec, x, weights, dy, cases.MASK)
+    slopes = [np.abs(dx - grads["x"]).max()]
+    slopes += [
+        np.abs(dw - grads[name]).max()
+        for name, dw in zip(variables, dws, strict=True)
+    ]
+    return np.abs(bridge.numpy(y) - wanted.y).max(), max(slopes)
 
 
 def print_one_expert(rng):
