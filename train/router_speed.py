@@ -10,10 +10,9 @@ factor of 1.25. Tokens are random, with a common part that most experts
 dislike, so that a router without a remedy is far from balanced.
 
 A second table is of the assignment alone: BASE's of a matrix of scores, beside
-the arg max of each row, and beside what scipy finds, which is the best.
+the arg max of each row.
 """
 
-import time
 from typing import Any
 
 import numpy as np
@@ -108,7 +107,7 @@ def compare_layers(
 def compare_assignments(
     tokens: int, experts: int, repeats: int
 ) -> list[dict[str, Any]]:
-    """Balanced assignment beside the arg max and beside the best there is."""
+    """Balanced assignment beside the arg max of each token's scores."""
     from keras import ops
 
     from keras_switch.ops.assignment import balanced_assignment
@@ -126,8 +125,6 @@ def compare_assignments(
     calls = {n: lambda f=f: f(tensor) for n, f in compiled.items()}
     times = measure.interleaved(calls, repeats)
     found = {n: ops.convert_to_numpy(call())[0] for n, call in calls.items()}
-    seconds = {name: timing.median for name, timing in times.items()}
-    found["best, by scipy"], seconds["best, by scipy"] = _best(scores[0])
     rows = []
     for name, chosen in found.items():
         load = np.bincount(chosen, minlength=experts)
@@ -135,27 +132,13 @@ def compare_assignments(
         rows.append(
             {
                 "assignment": name,
-                "ms": round(1e3 * seconds[name], 2),
+                "ms": round(1e3 * times[name].median, 2),
                 "least load": int(load.min()),
                 "largest load": int(load.max()),
                 "score of a token": round(total / tokens, 4),
             }
         )
     return rows
-
-
-def _best(scores):
-    """The assignment of the highest score, and the seconds it took."""
-    from scipy.optimize import linear_sum_assignment
-
-    tokens, experts = scores.shape
-    start = time.perf_counter()
-    # A column for each place; the first experts have one more.
-    places = np.arange(tokens) % experts
-    rows, columns = linear_sum_assignment(scores[:, places], maximize=True)
-    chosen = np.empty(tokens, "int64")
-    chosen[rows] = places[columns]
-    return chosen, time.perf_counter() - start
 
 
 def _draw(tokens, hidden_dim):

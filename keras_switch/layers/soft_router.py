@@ -146,4 +146,6 @@ def _softmax(logits: Any, axis: int) -> Any:
     # Keras warns of a softmax over one, which is always 1.
     if logits.shape[axis] == 1:
         return ops.ones_like(logits)
-    return ops.softmax(logits, axis=axis)
+    # Not `ops.softmax`: XLA walks its gradient over tokens column by column,
+    # 20 times slower for 4,096 tokens and as many slots on a CPU.
+    return ops.exp(logits - ops.logsumexp(logits, axis=axis, keepdims=True))

@@ -1,7 +1,6 @@
 import json
 
 import keras
-import numpy as np
 import pytest
 from absl import flags as absl_flags
 from absl.testing import flagsaver
@@ -41,9 +40,7 @@ def test_only_the_arg_max_is_out_of_balance(tokens):
     rows = router_speed.compare_assignments(tokens, 4, repeats=1)
     rows = {row["assignment"]: row for row in rows}
     assert rows["arg max"]["largest load"] > -(-tokens // 4)
-    for name in ("balanced", "best, by scipy"):
-        assert rows[name]["least load"] == tokens // 4
-        assert rows[name]["largest load"] == -(-tokens // 4)
+    assert rows["balanced"]["least load"] == tokens // 4
+    assert rows["balanced"]["largest load"] == -(-tokens // 4)
     scores = [row["score of a token"] for row in rows.values()]
-    assert scores[0] > scores[2] >= scores[1] - 1e-4
-    assert np.isclose(scores[1], scores[2], atol=0.05)
+    assert scores[0] > scores[1] > 0.5 * scores[0]
