@@ -110,6 +110,7 @@ def compare_assignments(
     """Balanced assignment beside the arg max of each token's scores."""
     from keras import ops
 
+    from keras_switch import BaseRouter
     from keras_switch.ops.assignment import balanced_assignment
     from keras_switch_train import measure
 
@@ -118,10 +119,16 @@ def compare_assignments(
     scores = scores.astype("float32")
     tensor = ops.convert_to_tensor(scores)
     valid = ops.ones((1, tokens), "bool")
-    compiled = {
-        "arg max": measure.compiled(lambda s: ops.argmax(s, axis=-1)),
-        "balanced": measure.compiled(lambda s: balanced_assignment(s, valid)),
+    router = BaseRouter()
+    limits = router._precision, router._max_rounds
+    functions = {
+        "arg max": lambda s: ops.argmax(s, axis=-1),
+        "balanced, as BaseRouter": lambda s: balanced_assignment(
+            s, valid, *limits
+        ),
+        "balanced, to 0.003": lambda s: balanced_assignment(s, valid),
     }
+    compiled = {n: measure.compiled(f) for n, f in functions.items()}
     calls = {n: lambda f=f: f(tensor) for n, f in compiled.items()}
     times = measure.interleaved(calls, repeats)
     found = {n: ops.convert_to_numpy(call())[0] for n, call in calls.items()}

@@ -40,7 +40,8 @@ def test_only_the_arg_max_is_out_of_balance(tokens):
     rows = router_speed.compare_assignments(tokens, 4, repeats=1)
     rows = {row["assignment"]: row for row in rows}
     assert rows["arg max"]["largest load"] > -(-tokens // 4)
-    assert rows["balanced"]["least load"] == tokens // 4
-    assert rows["balanced"]["largest load"] == -(-tokens // 4)
+    for row in list(rows.values())[1:]:
+        assert row["least load"] == tokens // 4
+        assert row["largest load"] == -(-tokens // 4)
     scores = [row["score of a token"] for row in rows.values()]
-    assert scores[0] > scores[1] > 0.5 * scores[0]
+    assert scores[0] > min(scores[1:]) > 0.5 * scores[0]
