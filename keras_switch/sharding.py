@@ -113,6 +113,7 @@ def get_layout_map(
 def _rules(batch, model, expert):
     experts_hold = None if expert == batch else batch
     dense = "((extra_)?feed_forward|shared_expert)"
+    experts = r"experts(/block_\d+)?"
     return {
         "token_embedding/embeddings": (model, None),
         "token_embedding/reverse_embeddings": (None, model),
@@ -127,10 +128,10 @@ def _rules(batch, model, expert):
         f"{dense}/wi(_\\d)?/bias": (model,),
         f"{dense}/wo/kernel": (model, None),
         f"{dense}/wo/bias": (None,),
-        r"experts/wi(_\d)?/kernel": (expert, None, model),
-        r"experts/wi(_\d)?/bias": (expert, None, model),
-        "experts/wo/kernel": (expert, model, None),
-        "experts/wo/bias": (expert, None, None),
+        f"{experts}/wi(_\\d)?/kernel": (expert, None, model),
+        f"{experts}/wi(_\\d)?/bias": (expert, None, model),
+        f"{experts}/wo/kernel": (expert, model, None),
+        f"{experts}/wo/bias": (expert, None, None),
         "router/((noise_)?kernel|table)": (None, None),
         "router/scale": (),
         "router/(bias|routing_stats/value)": (None,),

@@ -16,6 +16,11 @@ PATHS = {
     "wi_0": "experts/wi_0/kernel",
     "wi_1": "experts/wi_1/kernel",
     "wo": "experts/wo/kernel",
+    **{
+        f"block_{i}_{name}": f"experts/block_{i}/{name}/kernel"
+        for i in range(3)
+        for name in ("wi", "wi_0", "wi_1", "wo")
+    },
     "shared_wi": "shared_expert/wi/kernel",
     "shared_wi_0": "shared_expert/wi_0/kernel",
     "shared_wi_1": "shared_expert/wi_1/kernel",

@@ -147,6 +147,7 @@ VARIANTS = [
     {"vocabulary_size": 77, "hidden_dim": 10, "intermediate_dim": 5},
     {"extra_feed_forward": True},
     {"num_shared_experts": 2, "num_experts": 7, "router": "top_k"},
+    {"expert_blocks": 2},
 ]
 
 

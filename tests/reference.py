@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tests import reference_routers
+from tests import reference_routers, reference_stack
 
 
 @dataclasses.dataclass
@@ -267,6 +267,13 @@ def activate(name, h):
 
 def feed_forward(spec, row, weights, edge):
     """What the edge's expert makes of one token."""
+    if "block_0_wo" in weights:
+        hidden = row
+        for block in reference_stack.blocks_of(weights):
+            norm, _ = reference_stack.normalize(hidden)
+            change = feed_forward(spec, norm, block, edge)
+            hidden = hidden + change
+        return hidden - row
     e = edge.expert
     if spec.activation.startswith("gated-"):
         act, _ = activate(spec.activation[6:], row @ weights["wi_0"][e])

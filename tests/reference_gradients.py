@@ -7,7 +7,7 @@ constants, as they are for any backend's automatic derivative.
 
 import numpy as np
 
-from tests import reference, reference_routers
+from tests import reference, reference_routers, reference_stack
 
 
 def gradients(spec, x, weights, dy, padding_mask=None, token_ids=None):
@@ -66,6 +66,8 @@ def shared_gradient(spec, cache, weights, dy, dx, grads):
 
 def feed_forward_gradient(spec, row, weights, edge, dout, grads):
     """Adds the weights' gradients to `grads`; returns the token's."""
+    if "block_0_wo" in weights:
+        return stack_gradient(spec, row, weights, edge, dout, grads)
     e = edge.expert
     if spec.activation.startswith("gated-"):
         pre, linear = row @ weights["wi_0"][e], row @ weights["wi_1"][e]
@@ -84,6 +86,26 @@ def feed_forward_gradient(spec, row, weights, edge, dout, grads):
         grads[name][e] += np.outer(row, dpre)
         drow += weights[name][e] @ dpre
     return drow
+
+
+def stack_gradient(spec, row, weights, edge, dout, grads):
+    """The same of a stack, `h += feed_forward(norm(h))`, less its input."""
+    blocks = reference_stack.blocks_of(weights)
+    inputs = [row]
+    for block in blocks:
+        norm, _ = reference_stack.normalize(inputs[-1])
+        change = reference.feed_forward(spec, norm, block, edge)
+        inputs.append(inputs[-1] + change)
+    dhidden = dout
+    parts = zip(blocks, reference_stack.blocks_of(grads), inputs, strict=False)
+    for block, block_grads, hidden in reversed(list(parts)):
+        norm, deviation = reference_stack.normalize(hidden)
+        dnorm = feed_forward_gradient(
+            spec, norm, block, edge, dhidden, block_grads
+        )
+        along = dnorm.mean() + norm * (dnorm * norm).mean()
+        dhidden = dhidden + (dnorm - along) / deviation
+    return dhidden - dout
 
 
 def gate_gradient(spec, edges, dgate, probs, dprobs):

@@ -116,13 +116,14 @@ def test_every_weight_of_a_decoder_alone_has_one_rule(family):
         use_bias=True,
         extra_feed_forward=True,
         num_shared_experts=1,
+        expert_blocks=2,
     )
     layout_map = backbone.get_layout_map(mesh())
     sharding.check_rules(layout_map, [w.path for w in backbone.weights])
     for weight in backbone.weights:
         matching = layout_map[weight.path]  # refuses two rules
         assert len(matching.axes) == len(weight.shape), weight.path
-    experts = "transformer_layer_1/feed_forward/experts/{}/bias"
+    experts = "transformer_layer_1/feed_forward/experts/block_1/{}/bias"
     assert layout_map[experts.format("wi")].axes == ("batch", None, "model")
     assert layout_map[experts.format("wo")].axes == ("batch", None, None)
     shared = "transformer_layer_1/feed_forward/shared_expert/{}/kernel"

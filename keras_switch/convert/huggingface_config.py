@@ -289,6 +289,12 @@ def _check_layer(layer):
         str(layer.num_shared_experts),
     )
     refuse_unless(
+        layer.expert_blocks == 1,
+        "expert_blocks",
+        "1",
+        str(layer.expert_blocks),
+    )
+    refuse_unless(
         # Not a subclass, whose gate may be another.
         router.num_choices == 1 and type(router) in _TOP_1,
         "The router",

@@ -178,6 +178,7 @@ def _check_shape(backbone, layers):
         ("use_bias", False, backbone.use_bias),
         ("extra_feed_forward", False, backbone.extra_feed_forward),
         ("num_shared_experts", 0, backbone.num_shared_experts),
+        ("expert_blocks", 1, backbone.expert_blocks),
         ("tie_embedding_weights", False, backbone.tie_embedding_weights),
     ):
         refuse_unless(received == wanted, what, repr(wanted), repr(received))

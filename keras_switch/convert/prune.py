@@ -63,10 +63,11 @@ def merge_experts(model: Any, num_experts: int, report: Any) -> Any:
     alike, and the kernels of a group are averaged by load.
 
     Args, returns and raises: as `prune_experts`; the router must have a
-    kernel.
+    kernel, and experts must not be stacks.
 
     Reference: Li et al. 2024, MC-SMoE (arXiv 2310.01334).
     """
+    _check_not_stacked(model)
     loads = _loads(model, report, num_experts)
     layers = _sparse_layers(_backbone(model))
     kept, groups = {}, {}
@@ -98,7 +99,7 @@ def extract_dense(model: Any, report: Any) -> Any:
 
     Args:
         model: As `prune_experts`. Its experts must be as wide as the
-            feed-forwards of its dense layers, if it has some.
+            feed-forwards of its dense layers, if it has some, and no stacks.
         report: As `prune_experts`.
 
     Returns:
@@ -110,6 +111,7 @@ def extract_dense(model: Any, report: Any) -> Any:
     Reference: Kudugunta et al. 2021 (arXiv 2110.03742), on sub-networks that
     serve one task.
     """
+    _check_not_stacked(model)
     loads = _loads(model, report, 0)
     gates = {layer.name: layer.mean_gate for layer in report.layers}
     kept = {name: _most_used(load, 1) for name, load in loads.items()}
@@ -122,6 +124,16 @@ def extract_dense(model: Any, report: Any) -> Any:
         return chosen
 
     return _smaller(model, None, kept, expert)
+
+
+def _check_not_stacked(model: Any) -> None:
+    for name, layer in _sparse_layers(_backbone(model)).items():
+        if layer.expert_blocks > 1:
+            raise ValueError(
+                f"expert_blocks must be 1; {name} has {layer.expert_blocks}: "
+                "a stack is neither one feed-forward nor has it hidden units "
+                "of another's to be put into order by. Use prune_experts."
+            )
 
 
 def _backbone(model: Any) -> Any:

@@ -9,6 +9,7 @@ from keras_switch.layers.expert_choice_router import (
     ExpertChoiceRouter as ExpertChoiceRouter,
 )
 from keras_switch.layers.expert_dense import ExpertDense as ExpertDense
+from keras_switch.layers.expert_stack import ExpertStack as ExpertStack
 from keras_switch.layers.experts import Experts as Experts
 from keras_switch.layers.feed_forward import FeedForward as FeedForward
 from keras_switch.layers.group_limited_router import (

@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_switch.layers.capacity import Capacity, slots_of, smaller
+from keras_switch.layers.expert_stack import ExpertStack
 from keras_switch.layers.experts import Experts
 from keras_switch.layers.feed_forward import FeedForward, get_activation
 from keras_switch.layers.grouping import group, ungroup
@@ -70,6 +71,8 @@ class SwitchLayer(keras.layers.Layer):
             together one dense feed-forward of so many times
             `intermediate_dim`, whose output is added (DeepSeekMoE, arXiv
             2401.06066, section 3.2).
+        expert_blocks: int, at least 1. With more, an expert is a stack of so
+            many feed-forwards, each normed and residual; see `ExpertStack`.
 
     Call arguments:
         x: `[B, T, D]`.
@@ -119,6 +122,7 @@ class SwitchLayer(keras.layers.Layer):
         init_scale: float = 0.1,
         use_bias: bool = False,
         num_shared_experts: int = 0,
+        expert_blocks: int = 1,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -141,6 +145,7 @@ class SwitchLayer(keras.layers.Layer):
         check_number("init_scale", init_scale, above=0)
         name = "num_shared_experts"
         check_number(name, num_shared_experts, True, at_least=0)
+        check_number("expert_blocks", expert_blocks, True, at_least=1)
         self.num_experts = num_experts
         self.intermediate_dim = intermediate_dim
         self.dispatch = dispatch
@@ -155,6 +160,7 @@ class SwitchLayer(keras.layers.Layer):
         self.init_scale = init_scale
         self.use_bias = use_bias
         self.num_shared_experts = num_shared_experts
+        self.expert_blocks = expert_blocks
         self._make_sublayers(router)
 
     def _make_sublayers(self, router):
@@ -176,9 +182,10 @@ class SwitchLayer(keras.layers.Layer):
             "dtype": self.dtype_policy,
         }
         width = self.intermediate_dim
-        self.experts = Experts(
-            self.num_experts, width, name="experts", **arguments
-        )
+        kind, size = Experts, (self.num_experts, width)
+        if self.expert_blocks > 1:
+            kind, size = ExpertStack, (*size, self.expert_blocks)
+        self.experts = kind(*size, name="experts", **arguments)
         if self.num_shared_experts:
             # Not "shared_experts": patterns of paths that mean the bank of
             # experts, such as the optimizer's "experts/", must not find it.
@@ -354,6 +361,7 @@ class SwitchLayer(keras.layers.Layer):
             "init_scale",
             "use_bias",
             "num_shared_experts",
+            "expert_blocks",
         )
         config = {name: getattr(self, name) for name in names}
         router = keras.saving.serialize_keras_object(self.router)

@@ -48,6 +48,7 @@ _OF_LAYERS = (
     "expert_dropout",
     "init_scale",
     "num_shared_experts",
+    "expert_blocks",
 )
 # Stands for a number of experts that is not given: any router has room.
 _MANY_EXPERTS = 2**16

@@ -85,6 +85,7 @@ class SwitchCausalBackbone(
             (arXiv 2202.08906).
         num_shared_experts: Experts of a sparse layer that every token goes to
             besides those of its routes; see `SwitchLayer`.
+        expert_blocks: Feed-forwards of an expert; see `SwitchLayer`.
         dtype: Dtype or dtype policy of all layers.
         **kwargs: `name` and `trainable`.
 
@@ -155,6 +156,7 @@ class SwitchCausalBackbone(
         init_scale: float = 0.1,
         extra_feed_forward: bool = False,
         num_shared_experts: int = 0,
+        expert_blocks: int = 1,
         dtype: Any = None,
         **kwargs: Any,
     ) -> None:

@@ -122,9 +122,14 @@ def _feed_forward(arguments, path, router):
         name: (*experts, width, hidden) for name in kernel_names(activation)
     }
     kernels["wo"] = (*experts, hidden, width)
-    shapes = _with_biases(arguments, within, kernels)
     if router is None:
-        return shapes
+        return _with_biases(arguments, within, kernels)
+    blocks, places = arguments["expert_blocks"], [within]
+    if blocks > 1:
+        places = [f"{within}/block_{i}" for i in range(blocks)]
+    shapes = {}
+    for place in places:
+        shapes |= _with_biases(arguments, place, kernels)
     hidden *= arguments["num_shared_experts"]
     if hidden:
         shared = dict.fromkeys(kernel_names(activation), (width, hidden))

@@ -284,6 +284,7 @@ class TestRefusals:
     def test_shared_experts(self, tmp_path):
         match = "num_shared_experts must be 0"
         self.refuse(tmp_path, match, num_shared_experts=1)
+        self.refuse(tmp_path, "expert_blocks must be 1", expert_blocks=2)
 
     def test_another_router(self, tmp_path):
         router = keras_switch.TopKRouter(k=2)

@@ -99,6 +99,7 @@ def test_a_model_that_is_one():
         ({"use_bias": True}, "use_bias must be False"),
         ({"extra_feed_forward": True}, "extra_feed_forward must be False"),
         ({"num_shared_experts": 1}, "num_shared_experts must be 0"),
+        ({"expert_blocks": 2}, "expert_blocks must be 1"),
         ({"tie_embedding_weights": True}, "tie_embedding_weights must be"),
         ({"sparse_step": 2}, r"Every layer must be sparse.*\[1\] of 2"),
         ({"activation": "relu"}, "activation of the experts must be one of"),

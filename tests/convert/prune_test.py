@@ -180,3 +180,18 @@ def test_what_cannot_be_pruned_is_refused(lm, x):
     lm.backbone.enable_lora(2, ["wo"])
     with pytest.raises(ValueError, match="adapters must be merged"):
         prune_experts(lm, 2, report)
+
+
+def test_stacks_are_pruned_but_neither_merged_nor_made_dense(x):
+    lm = tiny.lm(eval_capacity_factor=None, expert_blocks=2)
+    report = report_of(lm, x)
+    old, new = weights(lm), weights(prune_experts(lm, 2, report))
+    for name, kept in most_used(report, 2).items():
+        path = f"{name}/feed_forward/experts/block_1/wo/kernel"
+        np.testing.assert_array_equal(new[path], old[path][kept])
+    for refuses in (
+        lambda: merge_experts(lm, 2, report),
+        lambda: extract_dense(lm, report),
+    ):
+        with pytest.raises(ValueError, match="expert_blocks must be 1"):
+            refuses()

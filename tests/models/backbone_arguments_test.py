@@ -30,6 +30,7 @@ WRONG = [
     ("num_experts", 0),
     ("extra_feed_forward", 2048),
     ("num_shared_experts", -1),
+    ("expert_blocks", 0),
     ("num_shared_experts", True),
 ]
 

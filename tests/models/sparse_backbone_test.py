@@ -46,6 +46,7 @@ def test_arguments_reach_the_sparse_layers(make):
         expert_dropout=0.4,
         init_scale=0.5,
         num_shared_experts=2,
+        expert_blocks=3,
     )
     layer = backbone.stacks["decoder"][1].feed_forward
     assert isinstance(layer, SwitchLayer)
@@ -55,6 +56,7 @@ def test_arguments_reach_the_sparse_layers(make):
     assert (layer.dropout, layer.expert_dropout) == (0.1, 0.4)
     assert layer.shared_expert.intermediate_dim == 2 * layer.intermediate_dim
     assert layer.shared_expert.dropout == 0.4
+    assert [block.dropout for block in layer.experts.blocks] == [0.4] * 3
 
 
 @BOTH

@@ -36,6 +36,7 @@ def test_they_are_those_of_the_model(arguments):
         {"expert_intermediate_dim": 5, "extra_feed_forward": True},
         {"expert_intermediate_dim": 5, "num_shared_experts": 3},
         {"num_shared_experts": 1, "use_bias": True},
+        {"expert_blocks": 3, "use_bias": True},
     ),
 )
 def test_they_are_those_of_a_decoder_alone(family, arguments):
