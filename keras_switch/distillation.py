@@ -19,7 +19,9 @@ class Distiller(keras.Model):
 
     Compile and fit it like any model, then go on with `student`: a distiller
     itself is not saved. Both models get the same `x`, so they share a
-    tokenizer; with strings, map the dataset by the student's preprocessor.
+    tokenizer. `fit` and `evaluate` take strings as the student's own do, in
+    memory or in a `tf.data.Dataset`, and pack them by its preprocessor; other
+    datasets must be mapped by it.
 
     Args:
         teacher: A model from `x` to logits `[..., V]`.
@@ -122,6 +124,59 @@ class Distiller(keras.Model):
             **kwargs,
         )
 
+    def fit(
+        self,
+        x: Any = None,
+        y: Any = None,
+        *,
+        sample_weight: Any = None,
+        validation_data: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As `keras.Model.fit`; strings are packed by the student.
+
+        Raises:
+            ValueError: for strings and a student without a preprocessor.
+        """
+        x, y, sample_weight = self._packed(x, y, sample_weight)
+        if isinstance(validation_data, tuple):
+            validation_data = self._packed(*validation_data)
+        elif validation_data is not None:
+            validation_data = self._packed(validation_data)[0]
+        return super().fit(
+            x,
+            y,
+            sample_weight=sample_weight,
+            validation_data=validation_data,
+            **kwargs,
+        )
+
+    def evaluate(
+        self,
+        x: Any = None,
+        y: Any = None,
+        *,
+        sample_weight: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As `keras.Model.evaluate`; see `fit`."""
+        x, y, sample_weight = self._packed(x, y, sample_weight)
+        return super().evaluate(x, y, sample_weight=sample_weight, **kwargs)
+
+    def _packed(self, x, y=None, sample_weight=None):
+        if not _has_strings(getattr(x, "element_spec", x)):
+            return x, y, sample_weight
+        preprocessor = getattr(self.student, "preprocessor", None)
+        if preprocessor is None:
+            raise ValueError(
+                "x must be arrays where the student has no preprocessor, which "
+                "makes them of strings; received strings. Set "
+                "student.preprocessor, or pack them before."
+            )
+        if hasattr(x, "element_spec"):
+            return x.map(preprocessor), None, None
+        return preprocessor(x, y, sample_weight)
+
     def build(self, input_shape: Any) -> None:
         for model in (self.teacher, self.student):
             if not model.built:
@@ -146,6 +201,18 @@ class Distiller(keras.Model):
         )
         self._soft_loss.update_state(soft)
         return loss + (1.0 - self.hard_weight) * soft
+
+
+def _has_strings(x: Any) -> bool:
+    def is_string(leaf):
+        dtype = getattr(leaf, "dtype", None)
+        # NumPy's kinds of strings and objects, and TensorFlow's dtype.
+        kinds = getattr(dtype, "kind", ""), getattr(dtype, "name", "")
+        return isinstance(leaf, str | bytes) or bool(
+            {*"USO", "string"} & {*kinds}
+        )
+
+    return any(map(is_string, keras.tree.flatten(x)))
 
 
 def soft_cross_entropy(

@@ -49,6 +49,7 @@ ANY_BACKEND = (
     "models/switch_tokenizer_test.py",
     "models/switch_tokenizer_transformers_test.py",
     "models/weight_shapes_test.py",
+    "ops/serving_test.py",
     "package_test.py",
     "parameters_test.py",
     "plots_test.py",

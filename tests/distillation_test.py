@@ -5,6 +5,7 @@ from keras import ops
 
 import keras_switch
 from keras_switch.distillation import soft_cross_entropy
+from tests.models import generating, tiny
 
 
 def softmax(x):
@@ -99,6 +100,59 @@ def test_the_student_learns_what_the_teacher_thinks(rng):
     for old, weight in zip(before, teacher.weights, strict=True):
         np.testing.assert_array_equal(ops.convert_to_numpy(weight), old)
     assert len(distiller.trainable_variables) == 2
+
+
+TEXTS = {
+    "encoder_text": ["the <extra_id_0> walks", "a man", "brown dogs"],
+    "decoder_text": ["<extra_id_0> dog", "the moon", "milk"],
+}
+
+
+def test_strings_are_packed_by_the_student():
+    teacher, student = (generating.lm(tiny.preprocessor()) for _ in range(2))
+    distiller = keras_switch.Distiller(teacher, student)
+    distiller.compile("sgd")
+    x, y, weight = student.preprocessor(TEXTS)
+    wanted = distiller.evaluate(x, y, sample_weight=weight, verbose=0)
+    found = distiller.evaluate(TEXTS, verbose=0)
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+    student.preprocessor = None
+    with pytest.raises(ValueError, match="student has no preprocessor"):
+        distiller.fit(TEXTS)
+
+
+def as_numbers(x, y=None, sample_weight=None):
+    """A preprocessor of strings that are numbers, for `linear`."""
+    tf = pytest.importorskip("tensorflow")
+    x = tf.strings.to_number(x)[:, None, None] * tf.ones((1, 5, 4))
+    ones = tf.ones(tf.shape(x)[:2], "int32")
+    return x, ones, tf.cast(ones, "float32")
+
+
+@pytest.mark.any_backend
+@pytest.mark.parametrize("kind", ["list", "array", "dataset"])
+def test_strings_in_each_container(kind):
+    tf = pytest.importorskip("tensorflow")
+    texts = ["0.5", "1", "2", "-1"]
+    x = {
+        "list": texts,
+        "array": np.array(texts),
+        "dataset": tf.data.Dataset.from_tensor_slices(texts).batch(2),
+    }[kind]
+    teacher, student = linear(), linear()
+    distiller = keras_switch.Distiller(teacher, student)
+    distiller.compile("sgd")
+    packed = [np.array(part) for part in as_numbers(texts)]
+    wanted = distiller.evaluate(*packed[:2], batch_size=2, verbose=0)
+    student.preprocessor = as_numbers
+    given = {} if kind == "dataset" else {"batch_size": 2}
+    found = distiller.evaluate(x, verbose=0, **given)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    validation = x if kind == "dataset" else (x,)
+    history = distiller.fit(
+        x, validation_data=validation, verbose=0, shuffle=False, **given
+    ).history
+    assert history["val_loss"][0] < wanted[0]
 
 
 @pytest.fixture

@@ -5,6 +5,8 @@ r"""Writes a trained model for a server that runs no Keras.
 
 writes a SavedModel that generates, for TensorFlow Serving or
 tf.saved_model.load: token ids go in and come out. JAX and TensorFlow write it.
+With --text it has a second signature, generate_text, from strings to strings,
+and needs the operations of tensorflow-text.
 
     python train/export.py --preset=runs/section/preset \
         --output=served/onnx --format=onnx --backend=torch
@@ -48,6 +50,9 @@ _DECODER_LENGTH = absl_flags.DEFINE_integer(
 _SEARCH = absl_flags.DEFINE_enum(
     "search", "greedy", ["greedy", "beam"], "How a SavedModel chooses tokens."
 )
+_TEXT = absl_flags.DEFINE_bool(
+    "text", False, "Whether a SavedModel takes and returns strings, too."
+)
 
 
 def main() -> None:
@@ -88,6 +93,8 @@ def run() -> None:
 def _write(lm, folder, lengths, stops):
     from keras_switch import convert
 
+    if _TEXT.value and _FORMAT.value == "onnx":
+        raise flags.UsageError("--text goes with --format=saved_model.")
     try:
         with flags.blame("format"):
             if _FORMAT.value == "onnx":
@@ -95,7 +102,12 @@ def _write(lm, folder, lengths, stops):
                 return
             lm.compile(sampler=_SEARCH.value)
             convert.export_saved_model(
-                lm, folder, _ROWS.value, stop_token_ids=stops, **lengths
+                lm,
+                folder,
+                _ROWS.value,
+                stop_token_ids=stops,
+                text=_TEXT.value,
+                **lengths,
             )
     except ImportError as error:
         raise flags.UsageError(f"--format: {error}") from error
@@ -104,7 +116,7 @@ def _write(lm, folder, lengths, stops):
 def _settings(folder):
     told = (_FORMAT, _ROWS, _ENCODER_LENGTH, _DECODER_LENGTH, flags.DTYPE)
     if _FORMAT.value == "saved_model":
-        told += (_SEARCH,)
+        told += (_SEARCH, _TEXT)
     values = {flag.name: flag.value for flag in told}
     return made_by.settings("export", folder, **values)
 

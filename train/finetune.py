@@ -50,9 +50,10 @@ from keras_switch_train import (
 
 _RATE = absl_flags.DEFINE_float(
     "rate",
-    1e-3,
-    "Constant learning rate, relative to the size of each weight (Adafactor); "
-    "with --update=lora absolute (Adam), as adapters start at 0.",
+    None,
+    "Constant learning rate, relative to the size of each weight (Adafactor), "
+    "by default the paper's 0.001; with --update=lora absolute (Adam), as "
+    "adapters start at 0, by default 0.01.",
 )
 _DROPOUT = absl_flags.DEFINE_float(
     "dropout", 0.1, "Dropout rate.", lower_bound=0, upper_bound=0.99
@@ -74,7 +75,14 @@ _TRAIN_CAPACITY = absl_flags.DEFINE_float(
 _UPDATE = absl_flags.DEFINE_enum(
     "update",
     "all",
-    ["all", "all_but_experts", "experts", "all_but_router", "lora"],
+    [
+        "all",
+        "all_but_embeddings",
+        "all_but_experts",
+        "all_but_router",
+        "experts",
+        "lora",
+    ],
     "Which weights are trained; the others stay as they are in the preset. "
     "lora: adapters alone, which the preset holds merged and adapters.lora.h5 "
     "apart.",
@@ -101,7 +109,9 @@ _PATIENCE = absl_flags.DEFINE_integer(
 # Layers that --update=lora gives adapters; gated feed-forwards have two `wi`.
 _ADAPTED = ("query", "value", "wi", "wi_0", "wi_1", "wo")
 absl_flags.register_validator(
-    "rate", lambda rate: 0 < rate < math.inf, "must be above 0."
+    "rate",
+    lambda rate: rate is None or 0 < rate < math.inf,
+    "must be above 0.",
 )
 
 
@@ -251,6 +261,7 @@ def _is_updated(path, update):
     is_expert = "experts/" in path
     return {
         "all": True,
+        "all_but_embeddings": not path.startswith("token_embedding/"),
         "all_but_experts": not is_expert,
         "experts": is_expert,
         "all_but_router": "/router/" not in path,
@@ -270,11 +281,12 @@ def _make_optimizer():
 
     from keras_switch import optimizers
 
-    cls = optimizers.Adafactor
+    cls, rate = optimizers.Adafactor, 1e-3
     if _UPDATE.value == "lora":
         # A step relative to the size of a weight that is 0 leads nowhere.
-        cls = keras.optimizers.Adam
-    return cls(_RATE.value, global_clipnorm=training.CLIP_NORM.value)
+        cls, rate = keras.optimizers.Adam, 1e-2
+    rate = _RATE.value or rate
+    return cls(rate, global_clipnorm=training.CLIP_NORM.value)
 
 
 def _describe(model, loaded, trained, rates):

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import textwrap
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from keras_switch_train import heap
 
 # `keras_switch.resume.EXIT_CODE`, which can't be imported before the flags.
 _AGAIN = 75
+_A_MOMENT = 0.1  # seconds
 BACKENDS = ("jax", "tensorflow", "torch")
 
 # Not an enum: its default is checked at once, before there is a flag to blame.
@@ -278,12 +280,25 @@ def _prepare():
 
 def _exit_on_signals():
     """`fit` with a `ResumableCheckpoint` has handlers of its own."""
+    unraisable = sys.unraisablehook
 
     def stop(number, frame):
         sys.exit(_AGAIN)
 
+    def again(lost):
+        # Python drops what is raised in a callback from C, such as JAX's of
+        # the garbage collector: told once more when that is over.
+        if isinstance(lost.exc_value, SystemExit):
+            told = os.getpid(), signal.SIGTERM
+            timer = threading.Timer(_A_MOMENT, os.kill, told)
+            timer.daemon = True
+            timer.start()
+        else:
+            unraisable(lost)
+
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
+    sys.unraisablehook = again
 
 
 def _fail(name, error):

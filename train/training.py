@@ -187,8 +187,7 @@ def refuse_divergence(
     if not (math.isfinite(loss) and finite):
         raise flags.UsageError(
             f"training diverged within {history['step'][-1]} steps, loss "
-            f"{loss:.4g}; nothing is saved. Try less than "
-            f"--{rate.name}={rate.value}."
+            f"{loss:.4g}; nothing is saved. Try a lower --{rate.name}."
         )
 
 

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import tempfile
 from typing import Any
 
 import keras
@@ -14,6 +15,7 @@ from keras_switch.models.generation_inputs import (
     generated_names,
 )
 from keras_switch.ops.export import check_saved_model, endpoint_options
+from keras_switch.ops.serving import add_text_endpoint, check_text, kept_ids
 
 
 def export_saved_model(
@@ -23,6 +25,7 @@ def export_saved_model(
     input_length: int = 128,
     max_length: int = 64,
     stop_token_ids: Any = "auto",
+    text: bool = False,
 ) -> None:
     """Writes a SavedModel with an endpoint `generate`, the default signature.
 
@@ -42,10 +45,17 @@ def export_saved_model(
         max_length: Of the generated sequence, its start or prompt counted; at
             least 2.
         stop_token_ids: As for `generate`.
+        text: Whether there is a second signature, `generate_text`, from
+            strings `texts`, `[B]`, to strings `texts`, `[B]`. Inputs of more
+            than `input_length` tokens (prompts: `max_length`) are cut. The
+            vocabulary is in the SavedModel, which then needs the operations
+            of tensorflow-text, whichever signature is called.
 
     Raises:
         ValueError: if an argument is not as above, the sampler draws at random,
-            or rows of a batch would change each other's results.
+            or rows of a batch would change each other's results; or for text
+            without a preprocessor.
+        ImportError: for text without tensorflow-text.
         RuntimeError: on torch, which has no SavedModel.
         FileExistsError: if the folder holds something.
 
@@ -65,6 +75,8 @@ def export_saved_model(
         check_number("batch_size", batch_size, whole=True, at_least=1)
     check_number("input_length", input_length, whole=True, at_least=1)
     check_number("max_length", max_length, whole=True, at_least=2)
+    if text:
+        _check_text(lm)
     stops = check_request(
         lm,
         stop_token_ids=stop_token_ids,
@@ -100,7 +112,51 @@ def export_saved_model(
         **endpoint_options(),
     )
     with atomic_folder(folder) as temporary:
-        archive.write_out(str(temporary), verbose=False)
+        if not text:
+            archive.write_out(str(temporary), verbose=False)
+            return
+        with tempfile.TemporaryDirectory() as arrays:
+            archive.write_out(arrays, verbose=False)
+            _add_text(lm, arrays, temporary, batch_size, lengths)
+
+
+def _check_text(lm):
+    if lm.preprocessor is None:
+        raise ValueError(
+            "text must be False for a model without a preprocessor, which "
+            "knows the vocabulary; received text=True, preprocessor=None."
+        )
+    check_text()
+
+
+def _add_text(lm, source, target, batch_size, lengths):
+    """The tokenizer round the endpoint of `source`, written to `target`."""
+    tokenizer = lm.preprocessor.tokenizer
+    names = generated_names(lm.input_names)
+    # encoder_token_ids -> encoder_sequence_length
+    own = {
+        name.replace("token_ids", "sequence_length"): length
+        for name, length in lengths.items()
+        if name.endswith("token_ids")
+    }
+
+    def pack(texts):
+        packed = lm.preprocessor.generate_preprocess(texts, **own)
+        return {name: packed[name] for name in lengths}
+
+    def unpack(outputs):
+        ids = kept_ids(
+            outputs[names.ids],
+            outputs[names.mask],
+            tokenizer.special_token_ids,
+            tokenizer.vocabulary_size(),
+            tokenizer.token_to_id(""),
+        )
+        return tokenizer.detokenize(ids)
+
+    add_text_endpoint(
+        source, target, pack, unpack, tokenizer.graph_tokenizer, batch_size
+    )
 
 
 def _check_model(lm, batch_size):

@@ -194,6 +194,11 @@ class SwitchTokenizer(keras_hub.tokenizers.SentencePieceTokenizer):
         """Strings of ids, or of a batch of them."""
         return super().detokenize(self._known(inputs))
 
+    @property
+    def graph_tokenizer(self) -> Any:
+        """What holds the vocabulary in a graph of TensorFlow, or `None`."""
+        return getattr(self._sentence_piece, "_tokenizer", None)
+
     def _known(self, ids):
         """Replaces ids beyond the vocabulary by that of the unknown piece."""
         if isinstance(ids, list | tuple):

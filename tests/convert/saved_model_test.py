@@ -1,5 +1,6 @@
 """SavedModels are run by TensorFlow, without Keras."""
 
+import json
 import subprocess
 import sys
 
@@ -24,6 +25,17 @@ inputs = {k: tf.constant(v) for k, v in np.load(sys.argv[2]).items()}
 outputs = {k: v.numpy() for k, v in call(**inputs).items()}
 assert "keras_switch" not in sys.modules
 np.savez(sys.argv[3], **outputs)
+"""
+
+SERVE_TEXT = """
+import json, sys
+import tensorflow as tf
+import tensorflow_text  # registers its operations
+served = tf.saved_model.load(sys.argv[1])
+call = served.signatures["generate_text"]
+texts = call(texts=tf.constant(json.loads(sys.argv[2])))["texts"]
+assert "keras_switch" not in sys.modules
+print(json.dumps([text.decode() for text in texts.numpy()]))
 """
 
 
@@ -80,6 +92,46 @@ def test_a_decoder_alone_goes_on_from_its_prompt(rng, tmp_path):
         np.testing.assert_array_equal(found[name], array)
 
 
+def serve_text(folder, texts):
+    """Answers of `generate_text`, from a process without Keras."""
+    done = subprocess.run(
+        [sys.executable, "-c", SERVE_TEXT, str(folder), json.dumps(texts)],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@needs_saved_models
+def test_strings_go_in_and_come_out(tmp_path):
+    # More rows of logits than there are pieces: their ids are unknown.
+    lm = generating.lm(tiny.preprocessor(), vocabulary_size=400)
+    lm.compile(sampler="greedy")
+    wanted = lm.generate(generating.TEXTS, max_length=6)
+    assert len(set(wanted)) >= 3 and any("\u2047" in text for text in wanted)
+    export_saved_model(
+        lm, tmp_path / "1", input_length=12, max_length=6, text=True
+    )
+    assert serve_text(tmp_path / "1", generating.TEXTS) == wanted
+    # One that is too long is cut.
+    lm.preprocessor.encoder_sequence_length = 12
+    long = "the brown dog walks " * 9
+    wanted = lm.generate([long], max_length=6, truncate=True)
+    assert serve_text(tmp_path / "1", [long]) == wanted
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="one backend is enough"
+)
+def test_prompts_of_a_decoder_alone_are_strings(tmp_path):
+    lm = tiny.causal_lm(preprocessor=tiny.causal_preprocessor())
+    lm.compile(sampler="greedy")
+    wanted = lm.generate(["a dog", "the man walks"], max_length=9)
+    export_saved_model(lm, tmp_path / "1", 2, max_length=9, text=True)
+    assert serve_text(tmp_path / "1", ["a dog", "the man walks"]) == wanted
+
+
 @needs_saved_models
 def test_what_cannot_be_served_is_refused(tmp_path):
     lm = tiny.lm()
@@ -90,6 +142,8 @@ def test_what_cannot_be_served_is_refused(tmp_path):
         export_saved_model(
             lm, tmp_path / "1", max_length=1, stop_token_ids=None
         )
+    with pytest.raises(ValueError, match="text must be False"):
+        export_saved_model(lm, tmp_path / "1", stop_token_ids=None, text=True)
     lm.compile(sampler="top_k")
     with pytest.raises(ValueError, match="sampler must not draw at random"):
         export_saved_model(lm, tmp_path / "1", stop_token_ids=None)

@@ -1,5 +1,6 @@
 """Experts with LoRA equal experts whose kernels hold the adapters."""
 
+import keras
 import numpy as np
 import pytest
 from keras import ops
@@ -79,6 +80,49 @@ def test_each_expert_has_adapters_of_its_own(rng):
     b = ops.convert_to_numpy(adapted.wo.lora_kernel_b)
     base = ops.convert_to_numpy(adapted.wo._kernel)
     np.testing.assert_allclose(kernel, base + 3 * a @ b, rtol=1e-4, atol=1e-4)
+
+
+def test_adapters_start_as_those_of_one_dense_layer():
+    layer = experts()
+    dense = keras.layers.Dense(F)
+    dense.build((None, D))
+    for each in (layer._wi[0], dense):
+        each.enable_lora(64)
+    a = ops.convert_to_numpy(layer._wi[0].lora_kernel_a)
+    alone = ops.convert_to_numpy(dense.lora_kernel_a)
+    assert a.std() == pytest.approx(alone.std(), rel=0.1)
+    assert np.abs(a[0] - a[1]).max() > 0.1
+    assert not ops.convert_to_numpy(layer._wi[0].lora_kernel_b).any()
+
+
+def test_gradients_reach_the_adapters_of_every_expert(gradients, rng):
+    """By the chain rule from those of kernels that hold the adapters."""
+    adapted, merged = adapted_and_merged(rng)
+    for name, call in calls(rng).items():
+        found = gradients(
+            lambda call=call: ops.sum(call(adapted) ** 2),
+            [],
+            [
+                variable
+                for dense in dense_layers(adapted)
+                for variable in (dense.lora_kernel_a, dense.lora_kernel_b)
+            ],
+        )[2]
+        kernels = [dense._kernel for dense in dense_layers(merged)]
+        wanted = gradients(
+            lambda call=call: ops.sum(call(merged) ** 2), [], kernels
+        )[2]
+        for i, dense in enumerate(dense_layers(adapted)):
+            a, b = (
+                ops.convert_to_numpy(w)
+                for w in (dense.lora_kernel_a, dense.lora_kernel_b)
+            )
+            of_a = np.einsum("edf,erf->edr", wanted[i], b) * 6 / RANK
+            of_b = np.einsum("edr,edf->erf", a, wanted[i]) * 6 / RANK
+            for of, right in zip(found[2 * i :], (of_a, of_b), strict=False):
+                assert np.abs(right).max() > 1
+                close = 1e-4 * np.abs(right).max()
+                np.testing.assert_allclose(of, right, atol=close, err_msg=name)
 
 
 @pytest.mark.parametrize("mode", ["int8", "int4"])

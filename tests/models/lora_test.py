@@ -80,3 +80,19 @@ def test_generation_goes_by_the_adapters(trained, tmp_path):
         for model in (lm, merged)
     )
     np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.any_backend
+def test_adapters_and_norms_learn_a_batch_by_heart():
+    """Without the norms' scales, the size of logits is frozen: with 16 units
+    and tied embeddings the loss ends at 2, however good the adapters are."""
+    lm, x = tiny.lm(dropout=0.0), tiny.inputs(np.random.default_rng(7))
+    scales = [w for w in lm.trainable_weights if w.path.endswith("/scale")]
+    lm.backbone.enable_lora(8, [*NAMES, "key", "output"])
+    for weight in scales:
+        weight.trainable = True
+    lm.compile("adam", routing_metrics=None)
+    lm.optimizer.learning_rate = 0.02
+    fitted = lm.fit(x, x["decoder_token_ids"], epochs=80, verbose=0)
+    loss = fitted.history["loss"]
+    assert loss[0] > 3 and loss[-1] < 0.8, loss[::10]

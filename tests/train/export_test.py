@@ -64,18 +64,17 @@ def inputs(lm):
 @pytest.mark.skipif(ON_TORCH, reason="torch has no SavedModel")
 @pytest.mark.any_backend
 def test_a_saved_model_as_long_as_the_preset(run, preset, tmp_path):
-    assert "input_length 8, max_length 6" in run(format="saved_model")
+    said = run(format="saved_model", text=True)
+    assert "input_length 8, max_length 6" in said
     lm = models.SwitchSeq2SeqLM.from_preset(preset)
-    arrays, wanted = inputs(lm)
-    found = saved_model_test.serve(tmp_path / "served", arrays, tmp_path)
-    ids = found["decoder_token_ids"]
-    texts = lm.preprocessor.generate_postprocess(
-        {n: found[n] for n in ("decoder_token_ids", "decoder_padding_mask")}
-    )
-    assert ids.shape == (2, 6) and list(texts) == wanted
-    assert "nothing is left to do" in run(format="saved_model")
+    _, wanted = inputs(lm)
+    texts = ["a dog", "the moon"]
+    assert saved_model_test.serve_text(tmp_path / "served", texts) == wanted
+    assert "nothing is left" in run(format="saved_model", text=True)
     with pytest.raises(flags.UsageError, match="with another rows, search"):
-        run(format="saved_model", rows=2, search="beam")
+        run(format="saved_model", rows=2, search="beam", text=True)
+    with pytest.raises(flags.UsageError, match="with another text"):
+        run(format="saved_model")
 
 
 @pytest.mark.skipif(not ON_TORCH, reason="torch writes ONNX")

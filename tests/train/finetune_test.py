@@ -138,10 +138,11 @@ def test_a_run_that_was_stopped_goes_on_and_is_measured(files):
 @pytest.mark.parametrize(
     "update, wanted",
     [
-        ("all", {"experts", "router", "other"}),
-        ("all_but_experts", {"router", "other"}),
+        ("all", {"embeddings", "experts", "router", "other"}),
+        ("all_but_embeddings", {"experts", "router", "other"}),
+        ("all_but_experts", {"embeddings", "router", "other"}),
         ("experts", {"experts"}),
-        ("all_but_router", {"experts", "other"}),
+        ("all_but_router", {"embeddings", "experts", "other"}),
     ],
 )
 @pytest.mark.any_backend
@@ -155,6 +156,8 @@ def test_updates_choose_weights(update, wanted):
         if "experts/" in weight.path
         else "router"
         if "/router/" in weight.path
+        else "embeddings"
+        if "token_embedding/" in weight.path
         else "other"
         for weight in lm.trainable_variables
     }
@@ -237,8 +240,10 @@ def test_the_recipe_reaches_the_model(files):
     assert config["capacity_factor"] == 2.0
     layer = next(iter(lm.backbone.stacks["encoder"][1:])).feed_forward
     assert layer.router.load_balancing_loss_weight == 0.5
-    rate = float(finetune._make_optimizer().learning_rate)
-    assert rate == pytest.approx(1e-3)
+    for update, wanted in (("all", 1e-3), ("lora", 1e-2)):
+        with flagsaver.flagsaver(update=update):
+            rate = float(finetune._make_optimizer().learning_rate)
+        assert rate == pytest.approx(wanted)
 
 
 @pytest.mark.any_backend

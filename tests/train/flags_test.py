@@ -114,6 +114,34 @@ def test_a_binary_that_resumes_exits_with_75_when_told_to_stop(number):
     assert process.wait(timeout=30) == 75
 
 
+def test_a_signal_in_a_callback_of_the_garbage_collector_is_not_lost():
+    code = (
+        "import gc, os, signal, time\n"
+        "from keras_switch_train import flags\n"
+        "def collect(phase, info):\n"
+        "    gc.callbacks.remove(collect)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "def main():\n"
+        "    gc.callbacks.append(collect)\n"
+        "    gc.collect()\n"
+        "    print('told', flush=True)\n"  # what was raised is lost by now
+        "    try:\n"
+        "        time.sleep(60)\n"
+        "    finally:\n"
+        "        print('in order', flush=True)\n"
+        "flags.run(main, uses=('backend',), resumes=True)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.returncode == 75, done.stderr
+    assert done.stdout.split("\n") == ["told", "in order", ""]
+    assert "Traceback" not in done.stderr
+
+
 def test_flagfile(tmp_path):
     (tmp_path / "my.flags").write_text("--workdir=x\n--preset=from_file\n")
     done = run("pretrain", "--flagfile=my.flags", cwd=tmp_path)
