@@ -165,6 +165,27 @@ def test_what_the_mesh_does_not_divide(arguments, name, path):
 
 
 @not_torch
+@pytest.mark.parametrize(
+    "shared, argument, path",
+    (
+        (2, "num_key_value_heads", "self_attention/key/kernel"),
+        (None, "num_heads", "self_attention/query/kernel"),
+    ),
+)
+def test_heads_are_not_split(shared, argument, path):
+    """Widths are 4 and 2 or 6 heads of 6: 4 divides the first two."""
+    heads = 4 if shared else 6
+    arguments = {"num_heads": heads, "num_key_value_heads": shared}
+    arguments |= {"num_experts": 8, "vocabulary_size": 152}
+    with over(sharding.get_layout_map(mesh((2, 4)))).scope():
+        with pytest.raises(ValueError, match=f"^{argument} must be a mu") as e:
+            tiny.causal_backbone("mixtral", key_value_dim=6, **arguments)
+    assert path in str(e.value) and f"received {shared or heads}," in str(
+        e.value
+    )
+
+
+@not_torch
 def test_a_layout_of_its_own_for_what_the_mesh_does_not_divide():
     layout_map = sharding.get_layout_map(mesh())
     layout_map["token_embedding/embeddings"] = (None, None)

@@ -170,6 +170,7 @@ def run() -> None:
             "dtype",
             "input_length",
             "preset",
+            "rematerialize",
             "retain_heap",
             "seed",
             "workdir",
@@ -213,6 +214,7 @@ def _make_model():
             # Presets with a name carry no weights; a folder's are trained on.
             load_weights=preset not in cls.presets,
             dtype=flags.DTYPE.value,
+            rematerialize=flags.REMATERIALIZE.value,
             dropout=_DROPOUT.value,
             expert_dropout=_EXPERT_DROPOUT.value,
             capacity_factor=_TRAIN_CAPACITY.value,

@@ -80,6 +80,7 @@ _EVERY_BACKBONE = {
     "init_scale": _FLOAT,
     "extra_feed_forward": Field(bool),
     "num_shared_experts": Field(int, 0),
+    "rematerialize": Field(bool),
     "trainable": Field(bool),
 }
 _BACKBONES = {

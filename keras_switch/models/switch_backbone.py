@@ -72,6 +72,9 @@ class SwitchBackbone(PresetModel, SparseBackbone, keras_hub.models.Backbone):
             (arXiv 2202.08906).
         num_shared_experts: Experts of a sparse layer that every token goes to
             besides those of its routes; see `SwitchLayer`.
+        rematerialize: Whether in training the gradient computes each layer a
+            second time: of a layer only its input is kept, and a step takes
+            less memory and more time. Results are the same.
         dtype: Dtype or dtype policy of all layers.
         **kwargs: `name` and `trainable`.
 
@@ -146,6 +149,7 @@ class SwitchBackbone(PresetModel, SparseBackbone, keras_hub.models.Backbone):
         init_scale: float = 0.1,
         extra_feed_forward: bool = False,
         num_shared_experts: int = 0,
+        rematerialize: bool = False,
         dtype: Any = None,
         **kwargs: Any,
     ) -> None:
@@ -304,6 +308,7 @@ class SwitchBackbone(PresetModel, SparseBackbone, keras_hub.models.Backbone):
             layer_norm_epsilon=self.layer_norm_epsilon,
             init_scale=self.init_scale,
             extra_feed_forward=self._make_extra_feed_forward(sparse, dtype),
+            rematerialize=self.rematerialize,
             name=f"{stack}_layer_{index}",
             dtype=dtype,
         )

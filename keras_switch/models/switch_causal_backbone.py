@@ -85,6 +85,9 @@ class SwitchCausalBackbone(
             (arXiv 2202.08906).
         num_shared_experts: Experts of a sparse layer that every token goes to
             besides those of its routes; see `SwitchLayer`.
+        rematerialize: Whether in training the gradient computes each layer a
+            second time: of a layer only its input is kept, and a step takes
+            less memory and more time. Results are the same.
         dtype: Dtype or dtype policy of all layers.
         **kwargs: `name` and `trainable`.
 
@@ -155,6 +158,7 @@ class SwitchCausalBackbone(
         init_scale: float = 0.1,
         extra_feed_forward: bool = False,
         num_shared_experts: int = 0,
+        rematerialize: bool = False,
         dtype: Any = None,
         **kwargs: Any,
     ) -> None:
@@ -288,6 +292,7 @@ class SwitchCausalBackbone(
             extra_feed_forward=self._make_extra_feed_forward(
                 is_sparse, dtype, use_bias=self.use_bias
             ),
+            rematerialize=self.rematerialize,
             name=f"transformer_layer_{index}",
             dtype=dtype,
         )
