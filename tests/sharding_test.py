@@ -4,7 +4,7 @@ import pytest
 import keras_switch
 from keras_switch import sharding
 from keras_switch.layers.routers import ROUTERS
-from keras_switch.models.weight_shapes import weight_shapes
+from keras_switch.models.weight_shapes import head_counts, weight_shapes
 from tests.models import tiny
 
 not_torch = pytest.mark.skipif(
@@ -173,16 +173,17 @@ def test_what_the_mesh_does_not_divide(arguments, name, path):
     ),
 )
 def test_heads_are_not_split(shared, argument, path):
-    """Widths are 4 and 2 or 6 heads of 6: 4 divides the first two."""
-    heads = 4 if shared else 6
-    arguments = {"num_heads": heads, "num_key_value_heads": shared}
-    arguments |= {"num_experts": 8, "vocabulary_size": 152}
-    with over(sharding.get_layout_map(mesh((2, 4)))).scope():
-        with pytest.raises(ValueError, match=f"^{argument} must be a mu") as e:
-            tiny.causal_backbone("mixtral", key_value_dim=6, **arguments)
-    assert path in str(e.value) and f"received {shared or heads}," in str(
-        e.value
-    )
+    """Widths are 4 and 2 heads of 6, or 6 heads: 4 divides them all."""
+    config = tiny.causal_backbone().get_config()
+    config |= {"num_heads": 4 if shared else 6, "num_key_value_heads": shared}
+    config |= {"num_experts": 8, "vocabulary_size": 152, "key_value_dim": 6}
+    distribution = over(sharding.get_layout_map(mesh((2, 4))))
+    sizes = weight_shapes(config)
+    sharding.check_divisible(distribution, sizes)
+    with pytest.raises(ValueError, match=f"^{argument} must be a mu") as error:
+        sharding.check_divisible(distribution, sizes, head_counts(config))
+    said = str(error.value)
+    assert path in said and f"received {shared or 6}," in said
 
 
 @not_torch
