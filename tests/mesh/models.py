@@ -15,7 +15,6 @@ import numpy as np
 from tests.mesh import training
 
 STEPS = 3
-SIZES = {**training.SIZES, "dropout": 0.1}
 # Of the encoder and of the decoder.
 ROUTERS = (
     ("base", "hash"),
@@ -30,7 +29,7 @@ def encoder_decoder(encoder, decoder):
     from tests.models import tiny
 
     return tiny.lm(
-        **SIZES,
+        **training.SIZES,
         num_encoder_layers=1,
         num_decoder_layers=1,
         encoder_sparse_step=1,
@@ -52,7 +51,11 @@ def decoder_alone():
     """Grouped queries, SwiGLU and rotary positions, as Mixtral."""
     from tests.models import tiny
 
-    sizes = {**SIZES, "num_key_value_heads": 2, "num_shared_experts": 1}
+    sizes = {
+        **training.SIZES,
+        "num_key_value_heads": 2,
+        "num_shared_experts": 1,
+    }
     return tiny.causal_lm(**sizes)
 
 
@@ -64,7 +67,7 @@ def train(make):
     lm = make()
     # Whose steps are in proportion to gradients: Adafactor's are not, and
     # make much of those that are nothing but rounding.
-    lm.compile(keras.optimizers.SGD(0.05))
+    lm.compile(keras.optimizers.SGD(0.05, name="sgd"))
     x, y, weight = training.data(training.ROWS * STEPS - 5)
     if "token_ids" in lm.input_names:
         x = {n: x[f"decoder_{n}"] for n in lm.input_names}
@@ -85,21 +88,22 @@ def generate(lm, x):
 
 
 def main(folder, mesh=(4, 2)):
-    import keras
+    from keras_switch.ops import layout
 
     folder = Path(folder)
     for name in ("alone", "mesh"):
         if name == "mesh":
             training.spread(mesh)
-        arrays = {}
+        arrays = {"shards": layout.data_shards()}
         for pair in ROUTERS:
             found = train(lambda pair=pair: encoder_decoder(*pair))[2]
             arrays |= {f"{'+'.join(pair)}: {k}": v for k, v in found.items()}
-            keras.utils.clear_session(free_memory=False)
         lm, x, found = train(decoder_alone)
         found |= generate(lm, x)
         arrays |= {f"decoder: {k}": v for k, v in found.items()}
         lm.save_to_preset(folder / name)
+        # Still: a layer that is made without a distribution lies nowhere.
+        assert layout.data_shards() == arrays["shards"]
         np.savez(folder / f"{name}.npz", **arrays)
 
 

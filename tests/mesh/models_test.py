@@ -28,6 +28,7 @@ def arrays(folder, name, prefix):
 @pytest.mark.parametrize("model", [*map("+".join, models.ROUTERS), "decoder"])
 def test_a_mesh_computes_what_one_device_does(model, folder):
     """Losses of steps and of an evaluation, weights, what is generated."""
+    assert arrays(folder, "mesh", "shards")["shards"] == 4
     wanted, found = (arrays(folder, n, model) for n in ("alone", "mesh"))
     assert set(wanted) == set(found) and len(wanted) > 20
     assert wanted[f"{model}: fit loss"] > 3
