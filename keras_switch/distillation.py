@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_switch.layers.validation import check_number
+from keras_switch.ops.state import assign, fetched
 
 
 class Distiller(keras.Model):
@@ -298,7 +299,7 @@ def initialize_from_teacher(
         if source is None or tuple(source.shape) != tuple(weight.shape):
             continue
         # By NumPy: JAX would share the array, which training gives away.
-        weight.assign(ops.convert_to_numpy(source).copy())
+        assign(weight, fetched(source.value).copy())
         copied.append(weight.path)
     if not copied:
         raise ValueError(

@@ -144,13 +144,18 @@ def _rules(batch, model, expert):
 
 
 def check_divisible(
-    distribution: Any, shapes: Mapping[str, tuple[int, ...]]
+    distribution: Any,
+    shapes: Mapping[str, tuple[int, ...]],
+    heads: Mapping[str, tuple[str, int]] | None = None,
 ) -> None:
     """Refuses layouts that weights do not fit, before any is made.
 
     Args:
         distribution: The present `keras.distribution.Distribution`.
         shapes: Of the weights, by path.
+        heads: For `"query"`, `"key"`, `"value"` and `"output"`, the argument
+            that says how many heads that product has, and their number: no
+            head is to be split. By default only widths are looked at.
 
     Raises:
         ValueError: naming the weight, its rule and the axis.
@@ -165,18 +170,30 @@ def check_divisible(
                 "A layout must have an entry for each axis of the weight; "
                 f"received {said}."
             )
-        axis = indivisible_axis(shape, layout)
+        argument, counted = _by_heads(path, shape, layout, heads or {})
+        axis = indivisible_axis(counted, layout)
         if axis is None:
             continue
         name = layout.axes[axis]
         parts = split(layout.device_mesh, name)
-        what = _axis_of(path, axis)
+        what = argument or _axis_of(path, axis)
         raise ValueError(
             f"{what} must be a multiple of {parts}, the size of the mesh's "
             f"axis {name!r}, which splits axis {axis} of {path}; received "
-            f"{shape[axis]}, by {said}. Use another mesh, or a layout of its "
+            f"{counted[axis]}, by {said}. Use another mesh, or a layout of its "
             f'own: layout_map["{path}"] = {(None,) * len(shape)}.'
         )
+
+
+def _by_heads(path, shape, layout, heads):
+    """Which argument counts the heads of a weight, if any; and its shape, with
+    that number for the axis of the heads."""
+    found = re.search(r"_attention/(query|key|value|output)/", path)
+    if found is None or found[1] not in heads:
+        return None, shape
+    argument, count = heads[found[1]]
+    sizes = zip(shape, layout.axes, strict=True)
+    return argument, tuple(n if a is None else count for n, a in sizes)
 
 
 def _axis_of(path, axis):

@@ -4,7 +4,7 @@ import pytest
 import keras_switch
 from keras_switch import sharding
 from keras_switch.layers.routers import ROUTERS
-from keras_switch.models.weight_shapes import weight_shapes
+from keras_switch.models.weight_shapes import head_counts, weight_shapes
 from tests.models import tiny
 
 not_torch = pytest.mark.skipif(
@@ -163,6 +163,28 @@ def test_what_the_mesh_does_not_divide(arguments, name, path):
         sharding.check_divisible(distribution, shapes(**arguments))
     with pytest.raises(ValueError, match=path):
         sharding.check_divisible(distribution, shapes(**arguments))
+
+
+@not_torch
+@pytest.mark.parametrize(
+    "shared, argument, path",
+    (
+        (2, "num_key_value_heads", "self_attention/key/kernel"),
+        (None, "num_heads", "self_attention/query/kernel"),
+    ),
+)
+def test_heads_are_not_split(shared, argument, path):
+    """Widths are 4 and 2 heads of 6, or 6 heads: 4 divides them all."""
+    config = tiny.causal_backbone().get_config()
+    config |= {"num_heads": 4 if shared else 6, "num_key_value_heads": shared}
+    config |= {"num_experts": 8, "vocabulary_size": 152, "key_value_dim": 6}
+    distribution = over(sharding.get_layout_map(mesh((2, 4))))
+    sizes = weight_shapes(config)
+    sharding.check_divisible(distribution, sizes)
+    with pytest.raises(ValueError, match=f"^{argument} must be a mu") as error:
+        sharding.check_divisible(distribution, sizes, head_counts(config))
+    said = str(error.value)
+    assert path in said and f"received {shared or 6}," in said
 
 
 @not_torch

@@ -29,6 +29,7 @@ More:
     --preset=runs/small/preset    a student that was trained before
     --noinitialize                a student that starts from its own weights
     --hard_weight=0               the teacher's opinion alone
+    --mesh=batch:4,model:2        over 8 devices, on JAX; see docs/sharding.md
 """
 
 import json
@@ -38,7 +39,14 @@ import os
 from absl import flags as absl_flags
 from absl import logging
 
-from keras_switch_train import corpus, flags, task_data, task_flags, training
+from keras_switch_train import (
+    corpus,
+    flags,
+    mesh,
+    task_data,
+    task_flags,
+    training,
+)
 
 _TEACHER = absl_flags.DEFINE_string(
     "teacher", None, "A folder with the preset of the teacher."
@@ -76,13 +84,16 @@ _HELD_OUT = absl_flags.DEFINE_integer(
 
 
 def main() -> None:
-    workdir = flags.make_workdir()
+    shared = flags.make_workdir()
+    workdir = mesh.own_folder(shared)
     import keras
 
     import keras_switch
     from keras_switch_train import callbacks
 
     keras.utils.set_random_seed(flags.SEED.value)
+    mesh.start(by_tensorflow=False)
+    mesh.check_batch_size()
 
     # Models.
     teacher = _load_teacher()
@@ -91,7 +102,8 @@ def main() -> None:
     student = _make_student(teacher)
 
     # Data.
-    batches, held_out, loaded = _make_data(student, tokenizer, workdir)
+    with mesh.one_after_another("data"):
+        batches, held_out, loaded = _make_data(student, tokenizer, workdir)
 
     # Compile.
     distiller = keras_switch.Distiller(
@@ -106,16 +118,17 @@ def main() -> None:
     report = callbacks.Report(
         limit, corpus.tokens_per_step(batches), shown=("val_hard_loss",)
     )
-    checkpoint = training.make_checkpoint(batches, workdir)
+    checkpoint = training.make_checkpoint(mesh.share(batches), shared)
     guards = training.make_guards(student, checkpoint)
     called = [*guards, limit, report, *callbacks.files(workdir), checkpoint]
 
     # Fit, save, measure.
-    history = training.fit(distiller, held_out, checkpoint, called)
+    shares = mesh.share(held_out)
+    history = training.fit(distiller, shares, checkpoint, called)
     training.refuse_divergence(distiller, history, _RATE)
     training.write_history(history, workdir)
-    _save(student, tokenizer, batches, workdir)
-    losses = _losses(teacher, student, held_out)
+    _save(student, tokenizer, batches, shared)
+    losses = _losses(teacher, student, shares)
     _write_results(losses, teacher, student, tokenizer, loaded, workdir)
 
 
@@ -135,6 +148,7 @@ def run() -> None:
             "retain_heap",
             "seed",
             "workdir",
+            *flags.OF_MESH,
             *task_data.NAMES,
             *task_flags.NAMES,
             *training.NAMES,

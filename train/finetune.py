@@ -31,6 +31,7 @@ More:
     --select=accuracy             the best checkpoint by a metric, not the loss
     --preset=switch_mini          random weights, for comparison
     --balance_loss=0              what becomes of routing without it
+    --mesh=batch:4,model:2        over 8 devices, on JAX; see docs/sharding.md
 """
 
 import json
@@ -43,6 +44,7 @@ from absl import logging
 from keras_switch_train import (
     corpus,
     flags,
+    mesh,
     task_data,
     task_flags,
     training,
@@ -116,16 +118,18 @@ absl_flags.register_validator(
 
 
 def main() -> None:
-    workdir = flags.make_workdir()
+    shared = flags.make_workdir()
+    workdir = mesh.own_folder(shared)
     import keras
 
     from keras_switch_train import callbacks, selection
 
     keras.utils.set_random_seed(flags.SEED.value)
+    _check_adapters()
+    mesh.start(by_tensorflow=False)
 
     # Tasks.
-    loaded = task_flags.load()
-    task_flags.check_metrics_packages(loaded)
+    loaded = _load_tasks()
     monitor = selection.check_choice(_SELECT.value, loaded)
 
     # Model.
@@ -146,17 +150,17 @@ def main() -> None:
         limit, corpus.tokens_per_step(batches), shown=(monitor,)
     )
     log_files = callbacks.files(workdir)
-    checkpoint = training.make_checkpoint(batches, workdir)
+    checkpoint = training.make_checkpoint(mesh.share(batches), shared)
     guards = training.make_guards(model, checkpoint)
     answer = task_data.answerer(model, tokenizer, shape)
     scores, best = selection.make(monitor, asked, answer, _PATIENCE.value)
     called = [*guards, limit, *scores, report, best, *log_files, checkpoint]
 
     # Fit and save.
-    history = training.fit(model, held_out, checkpoint, called)
+    history = training.fit(model, mesh.share(held_out), checkpoint, called)
     training.refuse_divergence(model, history, _RATE)
     training.write_history(history, workdir)
-    task_data.save(model, tokenizer, shape, workdir)
+    task_data.save(model, tokenizer, shape, shared)
     if _UPDATE.value == "lora":
         _save_adapters(model, workdir)
 
@@ -176,9 +180,11 @@ def run() -> None:
             "dtype",
             "input_length",
             "preset",
+            "rematerialize",
             "retain_heap",
             "seed",
             "workdir",
+            *flags.OF_MESH,
             *task_data.NAMES,
             *task_flags.NAMES,
             *training.NAMES,
@@ -186,6 +192,27 @@ def run() -> None:
         requires=("workdir",),
         resumes=True,
     )
+
+
+def _check_adapters():
+    """Refuses flags that do not go with, or without, adapters."""
+    if _LORA_RANK.present and _UPDATE.value != "lora":
+        raise flags.UsageError(
+            "--lora_rank goes with --update=lora; received "
+            f"--update={_UPDATE.value}."
+        )
+    if _UPDATE.value == "lora" and flags.MESH.value:
+        raise flags.UsageError(
+            "--update=lora needs one device: no layout says where adapters "
+            f"lie; received --mesh={','.join(flags.MESH.value)}."
+        )
+
+
+def _load_tasks():
+    with mesh.one_after_another("tasks"):
+        loaded = task_flags.load()
+    task_flags.check_metrics_packages(loaded)
+    return loaded
 
 
 def _make_model():
@@ -197,6 +224,7 @@ def _make_model():
             # Presets with a name carry no weights; a folder's are trained on.
             load_weights=preset not in cls.presets,
             dtype=flags.DTYPE.value,
+            rematerialize=flags.REMATERIALIZE.value,
             dropout=_DROPOUT.value,
             expert_dropout=_EXPERT_DROPOUT.value,
             capacity_factor=_TRAIN_CAPACITY.value,
@@ -234,11 +262,6 @@ def _choose_weights(model):
 
     Weights one by one, not layers: what a layer is told would be saved.
     """
-    if _LORA_RANK.present and _UPDATE.value != "lora":
-        raise flags.UsageError(
-            "--lora_rank goes with --update=lora; received "
-            f"--update={_UPDATE.value}."
-        )
     weights = model.trainable_weights
     if _UPDATE.value == "lora":
         model.backbone.enable_lora(_LORA_RANK.value, list(_ADAPTED))

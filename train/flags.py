@@ -114,6 +114,12 @@ PROCESS_ID = flags.DEFINE_integer(
     "process_id", 0, "Which of them this is.", lower_bound=0
 )
 OF_MESH = ("mesh", "layout", "coordinator", "num_processes", "process_id")
+REMATERIALIZE = flags.DEFINE_bool(
+    "rematerialize",
+    False,
+    "Compute each layer a second time for its gradient: a step takes less "
+    "memory and more time.",
+)
 RETAIN_HEAP = flags.DEFINE_bool(
     "retain_heap",
     True,

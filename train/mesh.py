@@ -34,10 +34,14 @@ def axes() -> dict[str, int]:
     return found
 
 
-def start() -> None:
+def start(by_tensorflow: bool = True) -> None:
     """Joins the other processes and spreads what is made from here on.
 
     Call it before anything is computed.
+
+    Args:
+        by_tensorflow: Whether the binary runs over a mesh of TensorFlow, on
+            which only the tasks themselves train, and none generates.
 
     Raises:
         UsageError: if the mesh does not fit the flags or the devices.
@@ -54,6 +58,11 @@ def start() -> None:
         raise flags.UsageError(
             "--mesh needs --backend=jax, or tensorflow and one process; "
             f"received {backend} and --num_processes={count}."
+        )
+    if backend == "tensorflow" and not by_tensorflow:
+        raise flags.UsageError(
+            "--mesh needs --backend=jax in this binary: TensorFlow's DTensor "
+            "cannot run all of it; received tensorflow. pretrain trains there."
         )
     _check_processes(count)
     make_virtual_devices()
@@ -151,7 +160,7 @@ def share(data: Any) -> Any:
     """The rows of each batch that this process trains on.
 
     Args:
-        data: A `Pipeline` or `HeldOut`.
+        data: A `Pipeline`, `HeldOut`, `TaskBatches` or `TaskHeldOut`.
 
     Returns:
         It, or a `keras_switch.data.Share` of it.
@@ -166,6 +175,24 @@ def share(data: Any) -> Any:
     count = min(distribution.num_processes, distribution.num_model_replicas)
     with flags.blame("batch_size"):
         return Share(data, distribution.data_shard_id, count)
+
+
+def check_batch_size() -> None:
+    """Refuses batches that the mesh does not divide, after `start`.
+
+    Tasks fill up such batches; other models do not.
+
+    Raises:
+        UsageError: naming what `--batch_size` must be a multiple of.
+    """
+    from keras_switch.ops.layout import data_shards
+
+    rows, shards = flags.BATCH_SIZE.value, data_shards()
+    if rows % shards:
+        raise flags.UsageError(
+            f"--batch_size must be a multiple of {shards}, the size of the "
+            f"mesh's axis batch; received {rows}."
+        )
 
 
 def own_folder(workdir: str) -> str:

@@ -73,6 +73,7 @@ def main() -> None:
         "preset": flags.PRESET.value,
         "mesh": sizes,
         "dtype": flags.DTYPE.value,
+        "rematerialize": config["rematerialize"],
         "batch": batch._asdict(),
     }
     print(plan_report.text(result, _DEVICE_MEMORY.value))
@@ -96,6 +97,7 @@ def run() -> None:
             "layout",
             "mesh",
             "preset",
+            "rematerialize",
             "retain_heap",
             "workdir",
         ),
@@ -109,6 +111,8 @@ def _arguments():
         config = parameters.arguments_of(flags.PRESET.value)
     if _GROUP_SIZE.value:
         config["group_size"] = _GROUP_SIZE.value
+    if flags.REMATERIALIZE.value:
+        config["rematerialize"] = True
     return {**config, "dtype": flags.DTYPE.value}
 
 

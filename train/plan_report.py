@@ -72,7 +72,8 @@ def text(result: Mapping[str, Any], device_memory: float) -> str:
     """The report for people.
 
     Args:
-        result: From `plan`, with `preset`, `mesh`, `dtype`, `batch`.
+        result: From `plan`, with `preset`, `mesh`, `dtype`,
+            `rematerialize`, `batch`.
         device_memory: Gigabytes of a device.
     """
     total = sum(result[n] for n in ("weights", "optimizer", "temporary")) / 1e9
@@ -81,8 +82,10 @@ def text(result: Mapping[str, Any], device_memory: float) -> str:
     devices = int(np.prod(list(result["mesh"].values())))
     compiled = " and ".join(map(str, result["compiled"]))
     sizes = result["batch"]
+    how = result["dtype"]
+    how += ", rematerialized" if result["rematerialize"] else ""
     lines = [
-        f"{result['preset']}, {result['dtype']}, on {devices} devices ({axes})",
+        f"{result['preset']}, {how}, on {devices} devices ({axes})",
         f"batch of {sizes['rows']} rows, {sizes['input_length']} tokens in, "
         f"{sizes['target_length']} out; compiled with {compiled} layers a "
         "stack",

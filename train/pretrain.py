@@ -128,6 +128,7 @@ def run() -> None:
             "input_length",
             "objective",
             "preset",
+            "rematerialize",
             "retain_heap",
             "seed",
             "workdir",
@@ -147,6 +148,7 @@ def _make_backbone():
             # Presets with a name carry no weights; a folder's are trained on.
             load_weights=preset not in cls.presets,
             dtype=flags.DTYPE.value,
+            rematerialize=flags.REMATERIALIZE.value,
         )
 
 

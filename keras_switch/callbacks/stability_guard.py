@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from keras_switch.layers.validation import check_choice, check_number
+from keras_switch.ops.rematerialize import everything_kept
 from keras_switch.ops.state import synchronize
 
 ACTIONS = ("stop", "skip", "roll_back")
@@ -185,7 +186,7 @@ def first_non_finite_layer(model: keras.Model, x: Any) -> str | None:
     for layer in layers:
         object.__setattr__(layer, "call", watched(layer, layer.call))
     try:
-        with keras.StatelessScope():
+        with keras.StatelessScope(), everything_kept():
             model(x, training=True)
     finally:
         for layer in layers:

@@ -131,7 +131,7 @@ def _dropless_over_mesh(layer, tokens, routes, training):
     gate = _regroup(routes.gate, groups, choices)
     slot_index = queue_positions(expert_index, experts)
 
-    kernels = layer.experts.trainable_variables
+    kernels = layer.experts.weights  # frozen ones, too
     # DTensor can compile no gradient of ours within a condition.
     kind = EinsumDispatch if layout.by_dtensor() else GroupedGatherDispatch
 

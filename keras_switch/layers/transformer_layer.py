@@ -1,5 +1,6 @@
 """The block of an encoder or decoder, around any feed-forward."""
 
+import functools
 import inspect
 from typing import Any
 
@@ -9,6 +10,7 @@ from keras import ops
 from keras_switch.layers.attention import Attention, segment_mask
 from keras_switch.layers.normalization import make_norm
 from keras_switch.layers.validation import check_causal
+from keras_switch.ops import rematerialize as remat
 
 
 @keras.saving.register_keras_serializable(package="keras_switch")
@@ -44,6 +46,8 @@ class TransformerLayer(keras.layers.Layer):
         extra_feed_forward: An unbuilt dense layer `[B, T, D] -> [B, T, D]`, or
             `None`. It comes last, with a norm and a residual of its own, as in
             ST-MoE beside a sparse `feed_forward`.
+        rematerialize: Whether in training the gradient computes the block a
+            second time, of which else all activations are kept.
         **kwargs: `name`, `dtype` and the other arguments of `keras.Layer`.
 
     Call arguments:
@@ -92,6 +96,7 @@ class TransformerLayer(keras.layers.Layer):
         scaled: bool = False,
         rotary_max_wavelength: float | None = None,
         extra_feed_forward: keras.layers.Layer | None = None,
+        rematerialize: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -112,6 +117,7 @@ class TransformerLayer(keras.layers.Layer):
         self.use_bias = use_bias
         self.scaled = scaled
         self.rotary_max_wavelength = rotary_max_wavelength
+        self.rematerialize = rematerialize
         self.feed_forward = feed_forward
         self.extra_feed_forward = extra_feed_forward
         taken = inspect.signature(feed_forward.call).parameters
@@ -180,6 +186,36 @@ class TransformerLayer(keras.layers.Layer):
         token_ids=None,
     ):
         self._check_encoder_output(encoder_output, cache)
+        inputs = {
+            "x": x,
+            "padding_mask": padding_mask,
+            "position_bias": position_bias,
+            "encoder_output": encoder_output,
+            "encoder_padding_mask": encoder_padding_mask,
+            "token_ids": token_ids,
+        }
+        if self.rematerialize and training and cache is None:
+            block = functools.partial(self._block, training=training)
+            return remat.rematerialize(self, block, inputs)
+        return self._block(
+            **inputs,
+            cache=cache,
+            cache_update_index=cache_update_index,
+            training=training,
+        )
+
+    def _block(
+        self,
+        x,
+        padding_mask,
+        position_bias,
+        encoder_output,
+        encoder_padding_mask,
+        token_ids,
+        training,
+        cache=None,
+        cache_update_index=None,
+    ):
         x = ops.cast(x, self.compute_dtype)
         self_cache, cross_cache = (None, None) if cache is None else cache
         y = self.self_attention(
@@ -283,6 +319,7 @@ class TransformerLayer(keras.layers.Layer):
             "use_bias": self.use_bias,
             "scaled": self.scaled,
             "rotary_max_wavelength": self.rotary_max_wavelength,
+            "rematerialize": self.rematerialize,
         }
 
     @classmethod

@@ -79,7 +79,8 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     check_number("dropout", arguments["dropout"], at_least=0, below=1)
     for name in ("layer_norm_epsilon", "init_scale"):
         check_number(name, arguments[name], above=0)
-    check_flag("extra_feed_forward", arguments["extra_feed_forward"])
+    for name in ("extra_feed_forward", "rematerialize"):
+        check_flag(name, arguments[name])
     if any(sparse_stacks(arguments)):
         name = "num_experts"
         check_number(name, arguments[name], whole=True, at_least=1)

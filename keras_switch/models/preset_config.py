@@ -81,6 +81,7 @@ _EVERY_BACKBONE = {
     "extra_feed_forward": Field(bool),
     "num_shared_experts": Field(int, 0),
     "expert_blocks": Field(int, 1),
+    "rematerialize": Field(bool),
     "trainable": Field(bool),
 }
 _BACKBONES = {

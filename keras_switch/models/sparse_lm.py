@@ -19,6 +19,7 @@ from keras_switch.models.generation_inputs import (
 from keras_switch.models.preset_loader import load_task
 from keras_switch.models.presets import LAYOUTS
 from keras_switch.models.routing_metrics import RoutingMetrics
+from keras_switch.ops.state import fetched, process_count
 
 
 class SparseLM:
@@ -119,6 +120,13 @@ class SparseLM:
             squares = ops.square(ops.logsumexp(y_pred, axis=-1))  # [B, T]
             loss = loss + self._z_loss_weight * _mean(squares, sample_weight)
         return loss
+
+    def get_weights(self) -> list:
+        if process_count() == 1:
+            return super().get_weights()
+        # Keras reads only what lies in this process, which EarlyStopping
+        # would stumble over.
+        return [fetched(weight.value) for weight in self.weights]
 
     def get_compile_config(self) -> dict:
         config = super().get_compile_config()

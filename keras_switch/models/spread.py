@@ -6,7 +6,7 @@ from typing import Any
 import keras
 
 from keras_switch import sharding
-from keras_switch.models.weight_shapes import weight_shapes
+from keras_switch.models.weight_shapes import head_counts, weight_shapes
 from keras_switch.ops.layout import check_backend, lay_out_variables
 
 
@@ -25,7 +25,8 @@ def check_shapes(arguments: Mapping[str, Any]) -> None:
         return
     check_backend()
     if _layout_map(distribution) is not None:
-        sharding.check_divisible(distribution, weight_shapes(arguments))
+        shapes, heads = weight_shapes(arguments), head_counts(arguments)
+        sharding.check_divisible(distribution, shapes, heads)
 
 
 def spread(backbone: Any) -> None:

@@ -73,6 +73,9 @@ class SwitchBackbone(PresetModel, SparseBackbone, keras_hub.models.Backbone):
         num_shared_experts: Experts of a sparse layer that every token goes to
             besides those of its routes; see `SwitchLayer`.
         expert_blocks: Feed-forwards of an expert; see `SwitchLayer`.
+        rematerialize: Whether in training the gradient computes each layer a
+            second time: of a layer only its input is kept, and a step takes
+            less memory and more time. Results are the same.
         dtype: Dtype or dtype policy of all layers.
         **kwargs: `name` and `trainable`.
 
@@ -148,6 +151,7 @@ class SwitchBackbone(PresetModel, SparseBackbone, keras_hub.models.Backbone):
         extra_feed_forward: bool = False,
         num_shared_experts: int = 0,
         expert_blocks: int = 1,
+        rematerialize: bool = False,
         dtype: Any = None,
         **kwargs: Any,
     ) -> None:
@@ -306,6 +310,7 @@ class SwitchBackbone(PresetModel, SparseBackbone, keras_hub.models.Backbone):
             layer_norm_epsilon=self.layer_norm_epsilon,
             init_scale=self.init_scale,
             extra_feed_forward=self._make_extra_feed_forward(sparse, dtype),
+            rematerialize=self.rematerialize,
             name=f"{stack}_layer_{index}",
             dtype=dtype,
         )

@@ -86,6 +86,9 @@ class SwitchCausalBackbone(
         num_shared_experts: Experts of a sparse layer that every token goes to
             besides those of its routes; see `SwitchLayer`.
         expert_blocks: Feed-forwards of an expert; see `SwitchLayer`.
+        rematerialize: Whether in training the gradient computes each layer a
+            second time: of a layer only its input is kept, and a step takes
+            less memory and more time. Results are the same.
         dtype: Dtype or dtype policy of all layers.
         **kwargs: `name` and `trainable`.
 
@@ -157,6 +160,7 @@ class SwitchCausalBackbone(
         extra_feed_forward: bool = False,
         num_shared_experts: int = 0,
         expert_blocks: int = 1,
+        rematerialize: bool = False,
         dtype: Any = None,
         **kwargs: Any,
     ) -> None:
@@ -290,6 +294,7 @@ class SwitchCausalBackbone(
             extra_feed_forward=self._make_extra_feed_forward(
                 is_sparse, dtype, use_bias=self.use_bias
             ),
+            rematerialize=self.rematerialize,
             name=f"transformer_layer_{index}",
             dtype=dtype,
         )

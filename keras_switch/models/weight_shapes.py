@@ -47,6 +47,21 @@ def weight_shapes(arguments: Mapping[str, Any]) -> Shapes:
     return shapes
 
 
+def head_counts(arguments: Mapping[str, Any]) -> dict[str, tuple[str, int]]:
+    """How many heads the products of attention have.
+
+    Args:
+        arguments: As in `weight_shapes`.
+
+    Returns:
+        For each product, the argument that says so, and the number.
+    """
+    queries = ("num_heads", arguments["num_heads"])
+    shared = arguments.get("num_key_value_heads")
+    keys = ("num_key_value_heads", shared) if shared else queries
+    return {"query": queries, "output": queries, "key": keys, "value": keys}
+
+
 def _decoder_only(arguments):
     shapes = {}
     if arguments["position"] == "learned":

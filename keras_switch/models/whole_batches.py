@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_switch.ops.layout import (
     by_dtensor,
+    check_strategy,
     is_distributed,
     lay_out_variables,
     local_shards,
@@ -48,6 +49,7 @@ class WholeBatches:
 
     @contextlib.contextmanager
     def _over_mesh(self, predicts=False):
+        check_strategy(self)
         # Batches are made by threads, and Keras keeps a distribution to the
         # thread that set it.
         before = self._shards, self._predicts

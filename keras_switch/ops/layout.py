@@ -25,6 +25,35 @@ def check_backend() -> None:
         )
 
 
+def check_strategy(model: keras.Model) -> None:
+    """Refuses the strategy of `tf.distribute` that Keras 3 does not train by.
+
+    Keras 3.15 stops at the first batch, which it cannot reduce to a sample,
+    and past that at the logs of a step, which it reduces along an axis that
+    scalars do not have; both with an error that names neither.
+
+    Args:
+        model: About to train or to be evaluated.
+
+    Raises:
+        RuntimeError: naming what to use instead.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return
+    import tensorflow as tf
+
+    strategy = model.distribute_strategy
+    several = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+    if several and strategy.cluster_resolver.cluster_spec():
+        raise RuntimeError(
+            "fit and evaluate need a strategy of one process on TensorFlow, "
+            "such as tf.distribute.MirroredStrategy; received "
+            "MultiWorkerMirroredStrategy, which Keras 3 does not support. "
+            "Several processes train on the JAX backend, by "
+            "keras.distribution."
+        )
+
+
 @contextlib.contextmanager
 def undistributed() -> Iterator[None]:
     """Within the block what is made lies on one device."""

@@ -25,7 +25,8 @@ _PACKAGES = (
     "grain",
 )
 # Seeds say where random numbers began; the checkpoint says where they are.
-_IGNORED = ("seed", "compile_config", "build_config")
+# Rematerialization changes what a step takes, not what it computes.
+_IGNORED = ("seed", "compile_config", "build_config", "rematerialize")
 _MOST = 5
 
 

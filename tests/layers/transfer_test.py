@@ -85,6 +85,24 @@ def test_padding_and_poison_stay_where_they_are():
 
 
 @on_jax
+@pytest.mark.parametrize("trainable", (True, False))
+def test_values_that_fit_hands_over_reach_the_experts(trainable):
+    """In a step the variables are empty; frozen ones are no exception."""
+    made = layer()
+    made.trainable = trainable
+    values = [(v, 2 * v.value) for v in made.weights]
+
+    def run(x):
+        with keras.StatelessScope(values):
+            return made(x)
+
+    alone = run(rows())
+    with one_device.spread():
+        spread = run(rows())
+    np.testing.assert_allclose(spread, alone, rtol=1e-5, atol=1e-5)
+
+
+@on_jax
 def test_a_step_of_one_token_and_groups_of_tokens():
     made = layer(group_size=16)
     for x in (rows()[:, :1], rows()):

@@ -1,7 +1,5 @@
 """Two processes of four devices, four devices, one, and two processes again."""
 
-import socket
-
 import keras
 import numpy as np
 import pytest
@@ -14,17 +12,11 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        return listener.getsockname()[1]
-
-
 def stage(name, mesh, folder, epochs, devices, count=1, **more):
     """Runs one part of the run to its end, in one process or several."""
     arguments = {"name": name, "mesh": mesh, "folder": str(folder)}
     arguments |= {"epochs": epochs, **more}
-    where = f"localhost:{free_port()}"
+    where = f"localhost:{processes.free_port()}"
     running = []
     for index in range(count):
         if count > 1:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,12 @@ def start(
         devices: Virtual devices of the process, for JAX.
         backend: Of Keras.
     """
+    command = [sys.executable, "-m", module, json.dumps(arguments)]
+    return run(command, devices, backend)
+
+
+def run(command: list[str], devices: int = 1, backend: str = "jax") -> Any:
+    """Starts a command; see `start`."""
     flags = f"--xla_force_host_platform_device_count={devices}"
     environment = {
         **os.environ,
@@ -31,13 +38,20 @@ def start(
         "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}",
     }
     return subprocess.Popen(
-        [sys.executable, "-m", module, json.dumps(arguments)],
+        command,
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+def free_port() -> int:
+    """Where process 0 may listen to the others."""
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return listener.getsockname()[1]
 
 
 def finish(process: Any, timeout: float = 600) -> str:

@@ -1,9 +1,12 @@
+import types
+
 import keras
 import numpy as np
 import pytest
 
 from keras_switch.ops import layout
 from tests.mesh import one_device
+from tests.models import tiny
 
 
 def mesh(shape=(4, 2), names=("batch", "model")):
@@ -48,3 +51,32 @@ def test_a_block_may_be_left_out():
         with layout.undistributed():
             assert not layout.is_distributed()
         assert keras.distribution.distribution() is distribution
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="strategies are TF's"
+)
+@pytest.mark.parametrize("workers", ([], ["a:1", "b:1"]))
+def test_several_workers_of_a_strategy_are_refused(workers, monkeypatch):
+    import tensorflow as tf
+
+    class Strategy(tf.distribute.MultiWorkerMirroredStrategy):
+        """Without waiting for the others."""
+
+        def __init__(self):
+            spec = tf.train.ClusterSpec({"worker": workers} if workers else {})
+            self.spec = types.SimpleNamespace(cluster_spec=lambda: spec)
+
+        @property
+        def cluster_resolver(self):
+            return self.spec
+
+    lm = tiny.lm()
+    lm.compile()
+    monkeypatch.setattr(lm, "_distribute_strategy", Strategy())
+    if not workers:
+        layout.check_strategy(lm)
+        return
+    x = tiny.inputs(np.random.default_rng(0))
+    with pytest.raises(RuntimeError, match="received MultiWorkerMirrored"):
+        lm.fit(x, x["decoder_token_ids"])

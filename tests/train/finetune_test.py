@@ -25,6 +25,7 @@ from keras_switch_train import (
     task_flags,
     task_report,
 )
+from tests.mesh import processes
 from tests.models import tiny
 
 TRAIN = Path(__file__).resolve().parents[2] / "train"
@@ -216,11 +217,41 @@ def test_adapters_are_trained_and_saved_apart(files):
 
 
 @pytest.mark.any_backend
-def test_a_rank_without_adapters_is_refused(files):
-    arguments = finetuning(files, files / "rank", "--lora_rank=2")
-    done = subprocess.run(arguments, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "--lora_rank goes with --update=lora" in done.stderr
+def test_adapters_need_their_flag_and_one_device():
+    with flagsaver.flagsaver(lora_rank=2):
+        absl_flags.FLAGS["lora_rank"].present = 1
+        with pytest.raises(flags.UsageError, match="goes with --update=lora"):
+            finetune._check_adapters()
+    with flagsaver.flagsaver(update="lora", mesh=["batch:2"]):
+        with pytest.raises(flags.UsageError, match="--update=lora needs one"):
+            finetune._check_adapters()
+
+
+@pytest.mark.any_backend
+@pytest.mark.skipif(
+    keras.backend.backend() != "jax", reason="processes share a mesh on JAX"
+)
+def test_a_mesh_of_two_processes_finetunes_what_one_device_does(files):
+    """With experts that are frozen, and the best weights put back."""
+    arguments = ["--steps=4", "--eval_every=2", "--update=all_but_experts"]
+    arguments += ["--test_examples=4"]
+    several = ["--mesh=batch:2,model:2", "--num_processes=2"]
+    several += [f"--coordinator=localhost:{processes.free_port()}"]
+    running = [finetuning(files, files / "alone", *arguments)]
+    for index in range(2):
+        more = [*several, f"--process_id={index}"]
+        running.append(finetuning(files, files / "mesh", *arguments, *more))
+    for process in [processes.run(command, devices=2) for command in running]:
+        processes.finish(process)
+    found = []
+    for name in ("alone", "mesh"):
+        text = (files / name / "history.json").read_text()
+        lm = models.SwitchSeq2SeqLM.from_preset(str(files / name / "preset"))
+        history = json.loads(text)["history"]
+        found.append([history["val_loss"], *lm.get_weights()])
+        assert (files / name / "results.json").exists()
+    for alone, mesh in zip(*found, strict=True):
+        np.testing.assert_allclose(mesh, alone, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.any_backend

@@ -1,5 +1,10 @@
+import keras
 import pytest
+from absl import flags as absl_flags
+from absl.testing import flagsaver
 
+from keras_switch_train import distill, finetune, flags, mesh
+from tests.mesh import one_device
 from tests.train.flags_test import run
 
 PRETRAIN = ("pretrain", "--workdir=x", "--corpus=" + __file__)
@@ -39,6 +44,30 @@ def test_bad_meshes_are_one_line_and_exit_code_2(arguments, message, tmp_path):
 def test_a_mesh_says_how_to_try_it_on_a_processor(tmp_path):
     done = run(*PRETRAIN, "--backend=jax", "--mesh=batch:2", cwd=tmp_path)
     assert "XLA_FLAGS=--xla_force_host_platform_device_count=2" in done.stderr
+
+
+@pytest.fixture
+def parsed():
+    if not absl_flags.FLAGS.is_parsed():
+        absl_flags.FLAGS(["test"])
+
+
+@pytest.mark.parametrize("binary", (finetune, distill))
+@pytest.mark.parametrize("backend", ("tensorflow", "torch"))
+def test_other_binaries_need_jax(binary, backend, parsed, tmp_path):
+    where = {"backend": backend, "workdir": str(tmp_path)}
+    with flagsaver.flagsaver(mesh=["batch:2"], **where):
+        with pytest.raises(flags.UsageError, match="--mesh needs --backend=j"):
+            binary.main()
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="layouts need JAX")
+def test_batches_that_the_mesh_does_not_divide(parsed, monkeypatch):
+    with one_device.spread(), flagsaver.flagsaver(batch_size=3):
+        mesh.check_batch_size()
+        monkeypatch.setattr("keras_switch.ops.layout.data_shards", lambda: 2)
+        with pytest.raises(flags.UsageError, match="--batch_size must be a m"):
+            mesh.check_batch_size()
 
 
 def test_plan_needs_a_mesh(tmp_path):
