@@ -38,6 +38,34 @@ def loss_figure(runs: Sequence[Any]) -> Figure:
     return figure
 
 
+def routers_figure(pairs: Sequence[tuple[Any, Any]]) -> Figure:
+    """Held-out loss of each router less that of what it is compared with.
+
+    Args:
+        pairs: `study_report.Run`s, and those to compare with.
+    """
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    for i, (run, other) in enumerate(pairs):
+        steps, mine, its = np.intersect1d(
+            run.curve["step"], other.curve["step"], return_indices=True
+        )
+        change = run.curve["val_loss"][mine] - other.curve["val_loss"][its]
+        name = run.name.removeprefix("router_")
+        axes.plot(
+            steps,
+            change,
+            marker="ovs"[i // 10 % 3],
+            label=f"{name}, seed {run.seed}",
+        )
+    axes.axhline(0, color="gray", ls=":")
+    axes.set_xlabel("step")
+    axes.set_ylabel(f"held-out loss less that of {pairs[0][1].name}, nats")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    return figure
+
+
 def ratio_figure(rows: Sequence[dict[str, Any]]) -> Figure:
     """Steps and time of the dense model over those of Switch.
 

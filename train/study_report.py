@@ -305,6 +305,13 @@ def _figures(runs, ratios):
         figures["loss.png"] = study_plots.loss_figure(main)
     if ratios:
         figures["ratio.png"] = study_plots.ratio_figure(ratios)
+    routed = [
+        (run, runs["switch", run.seed])
+        for run in runs.values()
+        if run.name in study_arms.ROUTERS and ("switch", run.seed) in runs
+    ]
+    if routed:
+        figures["routers.png"] = study_plots.routers_figure(routed)
     for run in main:
         if run.name == "switch":
             first = next(iter(run.ends["domains"].values()))

@@ -24,6 +24,18 @@ def test_loss_by_steps_and_by_seconds():
     assert by_time.get_xlabel() == "seconds of training, one core"
 
 
+def test_routers_by_what_they_gain():
+    other = run("switch", 1)
+    mine = run("router_hash", 1)
+    mine.curve["step"] = np.array([2.0, 3.0, 4.0])
+    (axes,) = study_plots.routers_figure([(mine, other)]).axes
+    line = axes.lines[0]
+    assert line.get_label() == "hash, seed 1"
+    assert list(line.get_xdata()) == [2, 3]  # where both were evaluated
+    assert list(line.get_ydata()) == [1, 1]
+    assert "switch" in axes.get_ylabel()
+
+
 def test_ratio_without_the_points_that_were_never_reached():
     rows = [
         {"seed": 0, "dense step": 1, "steps ratio": 2.0, "time ratio": 1.5},

@@ -63,6 +63,7 @@ def study(tmp_path):
     write_arm(tmp_path, "switch", 0, curve(steps, [4, 3, 2.8, 2], 0.15), sparse)
     top_2 = curve(steps[:3], [4.5, 2.75, float("nan")], 0.2)
     write_arm(tmp_path, "top_2", 0, top_2, sparse)
+    write_arm(tmp_path, "router_hash", 0, curve([100], [3.5], 0.2), sparse)
     write_arm(tmp_path, "wide", 0, curve([100], [4.5], 0.9), dense)
     write_arm(tmp_path, "dropless", 0, curve([100], [4.5], 0.9), sparse)
     return tmp_path
@@ -89,7 +90,8 @@ def test_a_bump_of_the_dense_curve_is_not_held_against_it(tmp_path):
 
 
 def test_other_arms_at_the_last_common_step(study):
-    top_2, wide = study_report.write(str(study))["others"]
+    router, top_2, wide = study_report.write(str(study))["others"]
+    assert router["arm"] == "router_hash" and router["difference"] == -0.5
     assert top_2["arm"] == "top_2" and top_2["step"] == 300
     assert top_2["loss"] is None is top_2["difference"]  # it diverged
     assert wide["arm"] == "wide" and wide["step"] == 100
@@ -109,7 +111,8 @@ def test_domains(study):
 def test_files(study):
     results = study_report.write(str(study))
     assert json.loads((study / "results.json").read_text()) == results
-    for name in ("loss.png", "ratio.png", "specialisation-seed0.png"):
+    names = ("loss.png", "ratio.png", "specialisation-seed0.png", "routers.png")
+    for name in names:
         assert (study / name).read_bytes().startswith(b"\x89PNG")
 
 
