@@ -227,7 +227,6 @@ def test_adapters_need_their_flag_and_one_device():
             finetune._check_adapters()
 
 
-@pytest.mark.any_backend
 @pytest.mark.skipif(
     keras.backend.backend() != "jax", reason="processes share a mesh on JAX"
 )
