@@ -48,6 +48,7 @@ def write(folder: str) -> dict[str, Any]:
         "arms": [row_of_run(run) for run in runs.values()],
         "main": compare_main(runs),
         "others": _compare_others(runs),
+        "routers": _routers_by_step(runs),
         "small batches": _compare_small_batches(runs),
         "domains": compare_domains(runs),
     }
@@ -205,6 +206,36 @@ def _routing_at(curve, step):
             ("churn", "routing/churn"),
         )
     }
+
+
+def _routers_by_step(runs):
+    """Held-out loss of the routers at each evaluation, beside the main arms."""
+    rows = []
+    for seed in sorted({s for name, s in runs if name in study_arms.ROUTERS}):
+        names = ("dense", "switch", *study_arms.ROUTERS)
+        mine = [runs[name, seed] for name in names if (name, seed) in runs]
+        steps = min((run.curve["step"] for run in mine), key=len)
+        for run in mine:
+            curve = run.curve
+            losses = np.interp(
+                steps, curve["step"], curve["val_loss"], np.nan, np.nan
+            )
+            last = curve["step"] == steps[-1]
+            load = curve.get("val_routing/max_mean_load")
+            rows.append(
+                {
+                    "arm": run.name,
+                    "seed": seed,
+                    **{
+                        f"loss at {step:.0f}": rounded(loss, 3)
+                        for step, loss in zip(steps, losses, strict=True)
+                    },
+                    "max over mean load, evaluated": None
+                    if load is None or not last.any()
+                    else rounded(load[last][0], 2),
+                }
+            )
+    return rows
 
 
 def _compare_small_batches(runs):

@@ -99,6 +99,13 @@ def test_other_arms_at_the_last_common_step(study):
     assert wide["against"] == "dense" and wide["difference"] == -0.5
 
 
+def test_routers_at_each_evaluation_that_all_had(study):
+    rows = study_report.write(str(study))["routers"]
+    assert [row["arm"] for row in rows] == ["dense", "switch", "router_hash"]
+    assert [row["loss at 100"] for row in rows] == [5, 4, 3.5]
+    assert "loss at 200" not in rows[0]  # the router was not trained so far
+
+
 def test_domains(study):
     a, b = study_report.write(str(study))["domains"]
     assert a["domain"] == "a" and a["gain"] == 0.5 and b["gain"] == 0.0
