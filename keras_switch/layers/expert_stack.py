@@ -39,32 +39,28 @@ class ExpertStack(keras.layers.Layer):
         num_experts: int,
         intermediate_dim: int,
         num_blocks: int,
-        activation: str = "relu",
-        dropout: float = 0.0,
-        init_scale: float = 0.1,
-        use_bias: bool = False,
+        name: str | None = None,
+        dtype: Any = None,
+        trainable: bool = True,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
-        self.num_experts = num_experts
-        self.intermediate_dim = intermediate_dim
-        self.activation = activation
-        self.dropout = dropout
-        self.init_scale = init_scale
-        self.use_bias = use_bias
+        super().__init__(name=name, dtype=dtype, trainable=trainable)
+        self._of_blocks = {
+            "num_experts": num_experts,
+            "intermediate_dim": intermediate_dim,
+            **kwargs,
+        }
         self.blocks = [
             Experts(
-                num_experts,
-                intermediate_dim,
-                activation=activation,
-                dropout=dropout,
-                init_scale=init_scale,
-                use_bias=use_bias,
-                dtype=self.dtype_policy,
-                name=f"block_{i}",
+                **self._of_blocks, dtype=self.dtype_policy, name=f"block_{i}"
             )
             for i in range(num_blocks)
         ]
+
+    @property
+    def dropout(self) -> float:
+        """The rate of every block."""
+        return self.blocks[0].dropout
 
     def build(self, input_shape: tuple) -> None:
         for block in self.blocks:
@@ -91,15 +87,11 @@ class ExpertStack(keras.layers.Layer):
         return input_shape
 
     def get_config(self) -> dict:
-        return super().get_config() | {
-            "num_experts": self.num_experts,
-            "intermediate_dim": self.intermediate_dim,
-            "num_blocks": len(self.blocks),
-            "activation": self.activation,
-            "dropout": self.dropout,
-            "init_scale": self.init_scale,
-            "use_bias": self.use_bias,
-        }
+        return (
+            super().get_config()
+            | self._of_blocks
+            | {"num_blocks": len(self.blocks)}
+        )
 
 
 def _normalize(x):
