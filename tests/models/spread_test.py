@@ -29,6 +29,16 @@ def test_six_experts_on_four_devices():
             spread.check_shapes(config)
 
 
+def test_heads_that_a_mesh_would_split():
+    """Their widths it divides: 2 heads of 6 by 4."""
+    config = tiny.causal_backbone().get_config()
+    config |= {"num_heads": 4, "num_key_value_heads": 2, "key_value_dim": 6}
+    config |= {"num_experts": 8, "vocabulary_size": 152}
+    with one_device.spread(one_device.layout_map((2, 4))):
+        with pytest.raises(ValueError, match="^num_key_value_heads must be"):
+            spread.check_shapes(config)
+
+
 def test_a_rule_with_a_typo():
     layouts = one_device.layout_map()
     layouts[".*/expert/wi/kernel"] = (None, None, None)
