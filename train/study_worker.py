@@ -128,8 +128,9 @@ class _Data:
         """Those held out of a domain, or of all."""
         return [d for d in self._held_out if domain in (None, _domain_of(d))]
 
-    def held_out(self, domain=None):
-        """Batches of held-out documents, of one domain or of all."""
+    def held_out(self, domain=None, rows=1):
+        """Batches of held-out documents, of one domain or of all; of so many
+        rows at least, where an arm's own are few and batches run eagerly."""
         batches = self._arm["eval_batches"]
         if domain is not None:  # there are several, and each runs eagerly too
             batches = -(-batches // 2)
@@ -137,7 +138,7 @@ class _Data:
             self._encode(self.documents(domain)),
             self._objective,
             self._arm["input_length"],
-            batch_size=self._arm["batch_size"],
+            batch_size=max(rows, self._arm["batch_size"]),
             max_rows=batches * self._arm["batch_size"],
         )
 
@@ -221,6 +222,9 @@ def _half_router(**arguments):
     return HalfRouter(**arguments)
 
 
+_ROWS = 32
+
+
 def _write_ends(model, data, folder, sparse):
     """Parameters, and for each domain the loss and where its tokens go."""
     from keras_switch import files, parameters
@@ -232,13 +236,14 @@ def _write_ends(model, data, folder, sparse):
         "domains": {
             domain: {
                 "documents": len(data.documents(domain)),
-                **_ends_of(model, data.held_out(domain), sparse),
+                **_ends_of(model, data.held_out(domain, _ROWS), sparse),
             }
             for domain in data.domains()
         },
     }
     if sparse:
-        report.write(model.backbone, data.held_out(), data.tokenizer, folder)
+        held_out = data.held_out(rows=_ROWS)
+        report.write(model.backbone, held_out, data.tokenizer, folder)
     with files.atomic_write(os.path.join(folder, "ends.json")) as file:
         file.write_text(json.dumps(ends, indent=1), encoding="utf-8")
 
