@@ -7,6 +7,7 @@ from keras_switch import versions as versions  # refuses wrong ones at once
 
 # isort: split
 
+from keras_switch import analysis as analysis
 from keras_switch import callbacks as callbacks
 from keras_switch import communication as communication
 from keras_switch import convert as convert

@@ -32,7 +32,7 @@ class Distiller(keras.Model):
         temperature: float above 0: both logits are divided by it in the soft
             loss, which is multiplied by its square to keep its gradients'
             size. The paper's is 1.
-        **kwargs: `name` and `dtype`.
+        **kwargs: `name`, and `dtype`, by default the student's.
 
     Raises:
         ValueError: for an argument out of range, models that are one, or whose
@@ -59,12 +59,14 @@ class Distiller(keras.Model):
         temperature: float = 1.0,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
         for name, model in (("teacher", teacher), ("student", student)):
             if not isinstance(model, keras.Model):
                 raise ValueError(
                     f"{name} must be a keras.Model; received {name}={model!r}."
                 )
+        # By it Keras decides whether to scale the loss.
+        kwargs.setdefault("dtype", student.dtype_policy)
+        super().__init__(**kwargs)
         if teacher is student:
             raise ValueError("teacher and student must be two models.")
         check_number("hard_weight", hard_weight, at_least=0)

@@ -7,6 +7,10 @@ from typing import NamedTuple
 import keras
 from keras import ops
 
+# Kernels and biases of a bank of experts, and of a stack of them; not all that
+# lies in a block which somebody has named so.
+EXPERT_PATTERN = r"(^|/)experts/(block_\d+/)?w[io](_\d)?/"
+
 
 @keras.saving.register_keras_serializable(package="keras_switch")
 class Adafactor(keras.optimizers.Optimizer):
@@ -89,7 +93,7 @@ class Adafactor(keras.optimizers.Optimizer):
         epsilon_1: float = 1e-30,
         epsilon_2: float = 1e-3,
         beta_1: float | None = None,
-        expert_pattern: str | None = "experts/",
+        expert_pattern: str | None = EXPERT_PATTERN,
         weight_decay: float | None = None,
         name: str = "adafactor",
         **kwargs,

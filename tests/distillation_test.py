@@ -241,3 +241,15 @@ def test_logits_of_other_shapes_are_refused(rng):
     distiller.compile("sgd")
     with pytest.raises(ValueError, match="one shape"):
         distiller.evaluate(x, y, verbose=0)
+
+
+def test_a_student_in_float16_has_its_loss_scaled():
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        student = linear()
+    finally:
+        keras.config.set_dtype_policy("float32")
+    distiller = keras_switch.Distiller(linear(), student)
+    distiller.compile("adam")
+    kind = keras.optimizers.LossScaleOptimizer
+    assert isinstance(distiller.optimizer, kind)

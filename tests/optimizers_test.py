@@ -197,8 +197,18 @@ def test_zeros_can_move():
             "experts/wi/kernel",
             {"row": (256, 768), "column": (256, 3072)},
         ),
-        ((256, 64, 768), "experts/k", {"second_moment": (256, 64, 768)}),
-        ((256, 768), "experts/bias", {"second_moment": (256, 768)}),
+        (
+            (256, 64, 768),
+            "moe/experts/block_1/wi_0/kernel",
+            {"second_moment": (256, 64, 768)},
+        ),
+        ((256, 768), "experts/wo/bias", {"second_moment": (256, 768)}),
+        # Of a block that somebody called "experts", not of a bank.
+        (
+            (768, 128),
+            "experts/router/kernel",
+            {"row": (128,), "column": (768,)},
+        ),
     ],
 )
 def test_slot_shapes(shape, path, slots):

@@ -83,8 +83,8 @@ class RoutingAlarm(keras.callbacks.Callback):
                 raise ValueError(
                     f"{name} must be at most 1; received {name}={limit!r}."
                 )
-        check_number("patience", patience, whole=True, at_least=1)
-        check_number("every", every, whole=True, at_least=1)
+        patience = check_number("patience", patience, whole=True, at_least=1)
+        every = check_number("every", every, whole=True, at_least=1)
         self.patience = patience
         self.every = every
 

@@ -42,7 +42,7 @@ class RoutingMonitor(keras.callbacks.Callback):
 
     def __init__(self, every: int = 1) -> None:
         super().__init__()
-        check_number("every", every, whole=True, at_least=1)
+        every = check_number("every", every, whole=True, at_least=1)
         self.every = every
         self._layers: dict[str, SwitchLayer] = {}
         self._validation: dict[str, float] = {}

@@ -63,8 +63,8 @@ class StabilityGuard(keras.callbacks.Callback):
     ) -> None:
         super().__init__()
         check_choice("action", action, ACTIONS)
-        check_number("most", most, whole=True, at_least=0)
-        check_number("every", every, whole=True, at_least=1)
+        most = check_number("most", most, whole=True, at_least=0)
+        every = check_number("every", every, whole=True, at_least=1)
         if action == "roll_back" and checkpoint is None:
             raise ValueError(
                 'checkpoint must be given for action="roll_back"; received '
@@ -220,7 +220,37 @@ def _found_of(model):
             dtype="int32",
             name="found_non_finite",
         )
+        _leave_out_of_files(optimizer, optimizer.found_non_finite)
     return optimizer.found_non_finite
+
+
+def _leave_out_of_files(optimizer, found):
+    """A model that is loaded has an optimizer without it, into which Keras
+    would then load nothing at all."""
+    load = optimizer.load_own_variables
+
+    def own():
+        return [v for v in optimizer.variables if v is not found]
+
+    def save_own_variables(store):
+        for i, variable in enumerate(own()):
+            store[str(i)] = variable.numpy()
+
+    def load_own_variables(store):
+        if len(store.keys()) != len(own()):
+            return load(store)  # says what is wrong
+        for i, variable in enumerate(own()):
+            variable.assign(store[str(i)])
+
+    optimizer.save_own_variables = save_own_variables
+    optimizer.load_own_variables = load_own_variables
+
+
+def _has_numbers(gradient):
+    # A weight that no loss depends on has none, but on JAX.
+    if gradient is None:
+        return ops.convert_to_tensor(True)
+    return ops.all(ops.isfinite(ops.convert_to_tensor(gradient)))
 
 
 def _apply_if_finite(optimizer, apply, found, grads, trainable_variables=None):
@@ -229,9 +259,7 @@ def _apply_if_finite(optimizer, apply, found, grads, trainable_variables=None):
     Not a condition round `apply`: it would have to be one that every backend
     can compile, with all of the state passed through.
     """
-    finite = ops.stack(
-        [ops.all(ops.isfinite(ops.convert_to_tensor(g))) for g in grads]
-    )  # [variables]
+    finite = ops.stack([_has_numbers(g) for g in grads])  # [variables]
     fine = ops.all(finite)
     kept = [
         *(v for v in optimizer.variables if v is not found),

@@ -45,7 +45,8 @@ class BaseRouter(Router):
 
     settings = ("num_experts", "z_loss_weight", "seed")
     # Bids above what is needed, over the range of the logits; most rounds. Of
-    # 4,096 tokens and 64 experts, 16 rounds have 99.8 % of what 100 have.
+    # 4,096 tokens and 64 experts, 16 rounds have 99.96 % of the score of an
+    # auction to 0.003 (docs/results.md, section 13).
     _precision, _max_rounds = 1e-2, 16
 
     def __init__(

@@ -63,7 +63,9 @@ class ExpertChoiceRouter(Router):
                 "has no queue; received batch_prioritized=True."
             )
         if max_experts is not None:
-            check_number("max_experts", max_experts, True, at_least=1)
+            max_experts = check_number(
+                "max_experts", max_experts, True, at_least=1
+            )
         self.max_experts = max_experts
 
     def route(self, probs, scores, valid, capacity, quota, training):

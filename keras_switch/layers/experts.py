@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_switch.layers import feed_forward
 from keras_switch.layers.expert_dense import ExpertDense
+from keras_switch.layers.policies import policy_of
 from keras_switch.ops import matmul
 from keras_switch.ops.expert_loop import (
     can_loop,
@@ -85,7 +86,7 @@ class Experts(keras.layers.Layer):
             kernel_initializer=feed_forward.initializer(
                 self.init_scale, fan_in
             ),
-            dtype=self.dtype_policy,
+            dtype=policy_of(self, name),
             name=name,
         )
         layer.build((self.num_experts, None, fan_in))

@@ -4,6 +4,7 @@ from typing import Any
 
 import keras
 
+from keras_switch.layers.policies import policy_of
 from keras_switch.layers.validation import check_number
 
 GATED = "gated-"
@@ -45,9 +46,11 @@ class FeedForward(keras.layers.Layer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        check_number("intermediate_dim", intermediate_dim, True, at_least=1)
-        check_number("dropout", dropout, at_least=0, below=1)
-        check_number("init_scale", init_scale, above=0)
+        intermediate_dim = check_number(
+            "intermediate_dim", intermediate_dim, True, at_least=1
+        )
+        dropout = check_number("dropout", dropout, at_least=0, below=1)
+        init_scale = check_number("init_scale", init_scale, above=0)
         self.intermediate_dim = intermediate_dim
         self.activation = activation
         self.dropout = dropout
@@ -70,7 +73,7 @@ class FeedForward(keras.layers.Layer):
             units,
             use_bias=self.use_bias,
             kernel_initializer=initializer(self.init_scale, fan_in),
-            dtype=self.dtype_policy,
+            dtype=policy_of(self, name),
             name=name,
         )
         layer.build((None, fan_in))

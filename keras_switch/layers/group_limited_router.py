@@ -72,7 +72,9 @@ class GroupLimitedRouter(LossFreeRouter):
         super().__init__(num_experts, k=k, **kwargs)
         name = "num_expert_groups"
         check_number(name, num_expert_groups, whole=True, at_least=1)
-        check_number("group_limit", group_limit, whole=True, at_least=1)
+        group_limit = check_number(
+            "group_limit", group_limit, whole=True, at_least=1
+        )
         check_choice("group_score", group_score, GROUP_SCORES)
         check_flag("renormalize", renormalize)
         _check_groups(num_experts, k, num_expert_groups, group_limit)

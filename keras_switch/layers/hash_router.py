@@ -67,7 +67,9 @@ class HashRouter(Router):
             seed=seed,
             **kwargs,
         )
-        check_number("vocabulary_size", vocabulary_size, True, at_least=1)
+        vocabulary_size = check_number(
+            "vocabulary_size", vocabulary_size, True, at_least=1
+        )
         check_number("num_hashes", num_hashes, whole=True, at_least=1)
         if num_experts is not None and num_hashes > num_experts:
             raise ValueError(

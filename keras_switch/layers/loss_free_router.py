@@ -27,9 +27,10 @@ class LossFreeRouter(Router):
     is leaked. No gradient serves the balance.
 
     The bias is a weight `[E]` that is not trained; it is saved and resumed
-    with the model. How far loads are from even, MaxVio of a batch, is the
-    statistic `max_mean_load` less 1; over many batches it is
-    `LayerRouting.max_violation` of `analysis.routing_report`.
+    with the model, and stays as it is where the kernel is frozen. How far loads
+    are from even, MaxVio of a batch, is the statistic `max_mean_load` less 1;
+    over many batches it is `LayerRouting.max_violation` of
+    `analysis.routing_report`.
 
     As with every router of several choices, under a capacity a later token's
     first choice may take the slot of an earlier token's second one.
@@ -67,14 +68,14 @@ class LossFreeRouter(Router):
             load_balancing_loss_weight=load_balancing_loss_weight,
             **kwargs,
         )
-        check_number("k", k, whole=True, at_least=1)
+        k = check_number("k", k, whole=True, at_least=1)
         if num_experts is not None and k > num_experts:
             raise ValueError(
                 "k must be at most num_experts; received "
                 f"k={k}, num_experts={num_experts}."
             )
         check_choice("gate", gate, GATES)
-        check_number("update_rate", update_rate, at_least=0)
+        update_rate = check_number("update_rate", update_rate, at_least=0)
         self.k = self.num_choices = k
         self.gate = gate
         self.update_rate = update_rate
@@ -109,7 +110,7 @@ class LossFreeRouter(Router):
         return expert_index, gather_probs(probs, expert_index)
 
     def _learn(self, routes):
-        if not self.update_rate:
+        if not self.update_rate or not self.kernel.trainable:
             return
         load = load_of(routes.expert_index, self.num_experts)  # [E]
         step = self.update_rate * ops.sign(ops.mean(load) - load)

@@ -51,7 +51,7 @@ class NoTokenLeftBehindRouter(Router):
         if "batch_prioritized" in kwargs:
             self._refuse_settings({"batch_prioritized": None})
         super().__init__(num_experts, **kwargs)
-        check_number("k", k, whole=True, at_least=2)
+        k = check_number("k", k, whole=True, at_least=2)
         self.k = k
 
     def choose(self, probs, scores, training=None):

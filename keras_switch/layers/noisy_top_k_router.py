@@ -76,8 +76,10 @@ class NoisyTopKRouter(Router):
             seed=seed,
             **kwargs,
         )
-        check_number("k", k, whole=True, at_least=2)
-        check_number("load_loss_weight", load_loss_weight, at_least=0)
+        k = check_number("k", k, whole=True, at_least=2)
+        load_loss_weight = check_number(
+            "load_loss_weight", load_loss_weight, at_least=0
+        )
         if num_experts is not None and k >= num_experts:
             raise ValueError(
                 "k must be below num_experts, or nothing is chosen; received "

@@ -42,7 +42,7 @@ class RMSNorm(keras.layers.Layer):
 
     def __init__(self, epsilon: float = 1e-6, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        check_number("epsilon", epsilon, above=0)
+        epsilon = check_number("epsilon", epsilon, above=0)
         self.epsilon = epsilon
 
     def build(self, input_shape):
@@ -90,7 +90,7 @@ class LayerNorm(keras.layers.Layer):
 
     def __init__(self, epsilon: float = 1e-5, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        check_number("epsilon", epsilon, above=0)
+        epsilon = check_number("epsilon", epsilon, above=0)
         self.epsilon = epsilon
 
     def build(self, input_shape):

@@ -54,7 +54,9 @@ class PositionEmbedding(keras.layers.Layer):
         super().__init__(**kwargs)
         check_choice("kind", kind, KINDS)
         if kind == "learned":
-            check_number("max_length", max_length, whole=True, at_least=1)
+            max_length = check_number(
+                "max_length", max_length, whole=True, at_least=1
+            )
         self.kind = kind
         self.max_length = max_length
 

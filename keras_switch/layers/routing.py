@@ -113,28 +113,23 @@ class Router(keras.layers.Layer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if num_experts is not None:
-            check_number("num_experts", num_experts, whole=True, at_least=1)
         check_choice("exploration", exploration, EXPLORATIONS)
-        check_number("jitter", jitter, above=0, below=1)
-        check_number("input_dropout", input_dropout, at_least=0, below=1)
-        check_number("temperature", temperature, above=0)
-        check_number("init_scale", init_scale, above=0)
-        weights = {
-            "load_balancing_loss_weight": load_balancing_loss_weight,
-            "z_loss_weight": z_loss_weight,
-            "importance_loss_weight": importance_loss_weight,
-        }
-        for name, weight in weights.items():
-            check_number(name, weight, at_least=0)
-            setattr(self, name, weight)
-        self.num_experts = num_experts
+        share, scale, weight = {"below": 1}, {"above": 0}, {"at_least": 0}
+        for name, value, bounds in (
+            ("jitter", jitter, share | scale),
+            ("input_dropout", input_dropout, share | weight),
+            ("temperature", temperature, scale),
+            ("init_scale", init_scale, scale),
+            ("load_balancing_loss_weight", load_balancing_loss_weight, weight),
+            ("z_loss_weight", z_loss_weight, weight),
+            ("importance_loss_weight", importance_loss_weight, weight),
+        ):
+            setattr(self, name, check_number(name, value, **bounds))
+        self.num_experts = check_number(
+            "num_experts", num_experts, whole=True, at_least=1, optional=True
+        )
         self.exploration = exploration
-        self.jitter = jitter
-        self.input_dropout = input_dropout
-        self.temperature = temperature
         self.batch_prioritized = bool(batch_prioritized)
-        self.init_scale = init_scale
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.stats = RoutingStats(name="routing_stats", dtype=self.dtype_policy)

@@ -63,7 +63,7 @@ class SoftRouter(Router):
             seed=seed,
             **kwargs,
         )
-        check_number("slots", slots, whole=True, at_least=1)
+        slots = check_number("slots", slots, whole=True, at_least=1)
         self.slots = slots
 
     def _make_weights(self, width):

@@ -10,6 +10,7 @@ from keras_switch.layers.expert_stack import ExpertStack
 from keras_switch.layers.experts import Experts
 from keras_switch.layers.feed_forward import FeedForward, get_activation
 from keras_switch.layers.grouping import group, ungroup
+from keras_switch.layers.policies import policy_config
 from keras_switch.layers.routers import get_router
 from keras_switch.layers.routes import RouterIndices
 from keras_switch.layers.transfer import DISPATCHES, transfer
@@ -126,41 +127,32 @@ class SwitchLayer(keras.layers.Layer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        check_number("num_experts", num_experts, True, at_least=1)
-        check_number("intermediate_dim", intermediate_dim, True, at_least=1)
         check_choice("dispatch", dispatch, DISPATCHES)
-        check_number("capacity_factor", capacity_factor, above=0)
-        if eval_capacity_factor is not None:
-            check_number("eval_capacity_factor", eval_capacity_factor, above=0)
-        check_number("min_capacity", min_capacity, True, at_least=1)
-        if capacity is not None:
-            check_number("capacity", capacity, True, at_least=1)
-            _check_has_capacity(dispatch)
-        if group_size is not None:
-            check_number("group_size", group_size, True, at_least=1)
         get_activation(activation)
-        check_number("dropout", dropout, at_least=0, below=1)
-        if expert_dropout is not None:
-            check_number("expert_dropout", expert_dropout, at_least=0, below=1)
-        check_number("init_scale", init_scale, above=0)
-        name = "num_shared_experts"
-        check_number(name, num_shared_experts, True, at_least=0)
-        check_number("expert_blocks", expert_blocks, True, at_least=1)
-        self.num_experts = num_experts
-        self.intermediate_dim = intermediate_dim
+        if capacity is not None:
+            _check_has_capacity(dispatch)
+        for name, value, bounds in (
+            ("num_experts", num_experts, _COUNT),
+            ("intermediate_dim", intermediate_dim, _COUNT),
+            ("capacity_factor", capacity_factor, _SCALE),
+            ("eval_capacity_factor", eval_capacity_factor, _SCALE | _OPTIONAL),
+            ("min_capacity", min_capacity, _COUNT),
+            ("capacity", capacity, _COUNT | _OPTIONAL),
+            ("group_size", group_size, _COUNT | _OPTIONAL),
+            ("dropout", dropout, _RATE),
+            ("expert_dropout", expert_dropout, _RATE | _OPTIONAL),
+            ("init_scale", init_scale, _SCALE),
+            (
+                "num_shared_experts",
+                num_shared_experts,
+                _COUNT | {"at_least": 0},
+            ),
+            ("expert_blocks", expert_blocks, _COUNT),
+        ):
+            setattr(self, name, check_number(name, value, **bounds))
         self.dispatch = dispatch
-        self.capacity_factor = capacity_factor
-        self.eval_capacity_factor = eval_capacity_factor
-        self.min_capacity = min_capacity
-        self.capacity = capacity
-        self.group_size = group_size
         self.activation = activation
-        self.dropout = dropout
-        self.expert_dropout = expert_dropout
-        self.init_scale = init_scale
         self.use_bias = use_bias
-        self.num_shared_experts = num_shared_experts
-        self.expert_blocks = expert_blocks
         self._make_sublayers(router)
 
     def _make_sublayers(self, router):
@@ -345,6 +337,10 @@ class SwitchLayer(keras.layers.Layer):
         y = keras.KerasTensor(x.shape, dtype=self.compute_dtype)
         return (y, self.router.routes_spec()) if return_routing else y
 
+    def compute_output_shape(self, x_shape: tuple, *_: Any, **__: Any) -> tuple:
+        # Of the outputs alone; `TimeDistributed` asks.
+        return x_shape
+
     def get_config(self) -> dict:
         names = (
             "num_experts",
@@ -366,7 +362,14 @@ class SwitchLayer(keras.layers.Layer):
         config = {name: getattr(self, name) for name in names}
         router = keras.saving.serialize_keras_object(self.router)
         router.pop("build_config", None)  # the copy is built by its own layer
-        return super().get_config() | config | {"router": router}
+        config["router"] = router
+        return super().get_config() | config | policy_config(self)
+
+
+_COUNT = {"whole": True, "at_least": 1}
+_SCALE = {"above": 0}
+_RATE = {"at_least": 0, "below": 1}
+_OPTIONAL = {"optional": True}
 
 
 def _check_has_capacity(dispatch: str) -> None:

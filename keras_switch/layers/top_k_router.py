@@ -54,14 +54,16 @@ class TopKRouter(Router):
         **kwargs: Any,
     ) -> None:
         super().__init__(num_experts, **kwargs)
-        check_number("k", k, whole=True, at_least=1)
+        k = check_number("k", k, whole=True, at_least=1)
         if num_experts is not None and k > num_experts:
             raise ValueError(
                 "k must be at most num_experts; received "
                 f"k={k}, num_experts={num_experts}."
             )
         check_choice("second_policy", second_policy, SECOND_POLICIES)
-        check_number("second_threshold", second_threshold, above=0)
+        second_threshold = check_number(
+            "second_threshold", second_threshold, above=0
+        )
         if second_threshold > 1:
             raise ValueError(
                 "second_threshold must be at most 1; received "

@@ -15,12 +15,20 @@ def check_number(
     at_least: float | None = None,
     above: float | None = None,
     below: float | None = None,
-) -> None:
-    """Refuses anything but a finite number (or a whole number) in range.
+    optional: bool = False,
+) -> Any:
+    """Refuses anything but a finite number (or a whole number) in range; where
+    it is optional, `None` is let through.
+
+    Returns:
+        The number: Python's own where a NumPy scalar came, which neither JSON
+        nor a shape takes.
 
     Raises:
         ValueError: naming the argument, the range and what came.
     """
+    if optional and value is None:
+        return None
     kinds = (int,) if whole else (int, float)
     if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
         value = value.item()  # NumPy scalars
@@ -44,6 +52,7 @@ def check_number(
         kind = "an int" if whole else "a number"
         wanted = " ".join([kind, " and ".join(bounds)]).strip()
         raise ValueError(f"{name} must be {wanted}; received {name}={value!r}.")
+    return value
 
 
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:

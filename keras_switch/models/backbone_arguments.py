@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_switch.layers import validation
 from keras_switch.layers.attention import check_shared_heads
@@ -214,11 +215,12 @@ def _sparse_layers(name, step, num_layers):
 
 
 def plain(value: Any) -> Any:
-    """A copy that is JSON: layers serialized, tracked containers undone."""
+    """A copy that is JSON: layers serialized, tracked containers undone,
+    NumPy scalars made Python's."""
     if isinstance(value, keras.layers.Layer):
         return keras.saving.serialize_keras_object(value)
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
-    return value
+    return value.item() if isinstance(value, np.generic) else value

@@ -47,7 +47,8 @@ class SparseLM:
 
         Args:
             optimizer: `"auto"` is Adafactor at a constant 0.001, with which T5
-                and Switch Transformers are fine-tuned.
+                and Switch Transformers are fine-tuned; with adapters
+                (`enable_lora`, before or after) it is Adam at 0.01.
             loss: `"auto"` is the cross-entropy per target token of weight.
             weighted_metrics: `"auto"` is the accuracy per target token.
             sampler: Name or instance of a `keras_hub.samplers.Sampler`;
@@ -63,8 +64,10 @@ class SparseLM:
         check_number("z_loss_weight", z_loss_weight, at_least=0)
         self._routing_choice = routing_metrics
         self._z_loss_weight = z_loss_weight
+        self._choice = None
         if isinstance(optimizer, str) and optimizer == "auto":
-            optimizer = _default_optimizer()
+            self._choice = self._has_adapters()
+            optimizer = _default_optimizer(self._choice)
         if isinstance(loss, str) and loss == "auto":
             # Keras' default reduction divides by padding, too.
             loss = keras.losses.SparseCategoricalCrossentropy(
@@ -140,6 +143,67 @@ class SparseLM:
         """Compiles a model that is loaded, and makes room for its optimizer."""
         self.compile(**keras.saving.deserialize_keras_object(config))
         self.optimizer.build(self.trainable_variables)
+
+    def fit(self, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.fit`.
+
+        Raises:
+            ValueError: also, if weights were frozen or adapters added since
+                the optimizer was last used.
+        """
+        self._follow_adapters()
+        self._check_optimizer()
+        return super().fit(*args, **kwargs)
+
+    def make_train_function(self, force: bool = False) -> Any:
+        self._check_optimizer()
+        return super().make_train_function(force or self._has_changed("train"))
+
+    def make_test_function(self, force: bool = False) -> Any:
+        return super().make_test_function(force or self._has_changed("test"))
+
+    def make_predict_function(self, force: bool = False) -> Any:
+        force = force or self._has_changed("predict")
+        return super().make_predict_function(force)
+
+    def make_generate_function(self) -> Any:
+        if self._has_changed("generate"):
+            self.generate_function = None
+        return super().make_generate_function()
+
+    def _has_changed(self, function):
+        """Whether a function was compiled for other weights: TensorFlow's
+        would go on without adapters, and train what has been frozen."""
+        now = [(id(weight), weight.trainable) for weight in self.weights]
+        before = self.__dict__.setdefault("_compiled_for", {}).get(function)
+        self._compiled_for[function] = now
+        return before not in (None, now)
+
+    def _has_adapters(self):
+        return any("/lora_kernel_" in v.path for v in self.trainable_variables)
+
+    def _follow_adapters(self):
+        """The default optimizer is one for what is trained."""
+        adapters, optimizer = self._has_adapters(), self.optimizer
+        if self._choice in (None, adapters) or optimizer.built:
+            return
+        self._choice = adapters
+        self.optimizer = _default_optimizer(adapters)
+        if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+            self.optimizer = type(optimizer)(self.optimizer)
+
+    def _check_optimizer(self):
+        optimizer = getattr(self, "optimizer", None)
+        if optimizer is None or not optimizer.built:
+            return
+        optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+        known = {id(v) for v in optimizer._trainable_variables}
+        if known != {id(v) for v in self.trainable_variables}:
+            raise ValueError(
+                "The optimizer has trained other weights than those that are "
+                "trainable now. Call compile() again after enable_lora(), and "
+                "after a change of trainable."
+            )
 
     def quantize(
         self,
@@ -291,7 +355,10 @@ class SparseLM:
 _ROUTING_METRICS = ("layers", "mean", None)
 
 
-def _default_optimizer():
+def _default_optimizer(adapters):
+    if adapters:
+        # Adafactor's steps are relative to a weight, and adapters start at 0.
+        return keras.optimizers.Adam(1e-2)
     # By name: models do not import optimizers. The package registers it.
     adafactor = keras.saving.get_registered_object("keras_switch>Adafactor")
     return adafactor(1e-3) if adafactor else keras.optimizers.Adam(1e-4)

@@ -182,3 +182,36 @@ def test_a_loss_scale_is_refused():
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         StabilityGuard(**arguments)
+
+
+def test_a_guarded_model_is_saved_with_its_optimizer(tmp_path):
+    model = fit(StabilityGuard(), Numbers())
+    path = tmp_path / "model.keras"
+    model.save(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = keras.models.load_model(path)
+    assert int(again.optimizer.iterations) == STEPS
+    model.optimizer.iterations.assign(0)
+    model.load_weights(path)
+    assert int(model.optimizer.iterations) == STEPS
+
+
+def test_a_weight_without_a_gradient_is_no_bad_step():
+    class Unused(keras.layers.Layer):
+        def build(self, shape):
+            self.unused = self.add_weight(shape=(2,))
+
+        def call(self, x):
+            return x
+
+    model = keras.Sequential([Unused(), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    x, y = np.ones((4, 3), "float32"), np.ones((4, 1), "float32")
+    model.build(x.shape)
+    with warnings.catch_warnings():
+        # Keras itself says that there is no gradient.
+        warnings.filterwarnings("ignore", message="Gradients do not exist")
+        model.fit(x, y, callbacks=[StabilityGuard()], verbose=0)
+    found = keras.ops.convert_to_numpy(model.optimizer.found_non_finite)
+    assert found.tolist() == [0, 0, 1, 0, 0, 0]

@@ -106,6 +106,13 @@ def test_fit_moves_the_bias(compiled, rng):
     np.testing.assert_array_equal(bridge.numpy(layer.router.bias), wanted)
 
 
+def test_a_frozen_router_learns_nothing(rng):
+    made = router(rng.normal(size=(6, 4)), update_rate=0.5)
+    made.trainable = False
+    call(made, rng.normal(size=(1, 8, 6)), training=True)
+    np.testing.assert_array_equal(bridge.numpy(made.bias), 0)
+
+
 def test_a_batch_is_routed_by_those_before_it(rng):
     """Later tokens of a batch change no route of earlier ones."""
     made = router(rng.normal(size=(6, 4)), k=2, update_rate=0.5)

@@ -1,5 +1,7 @@
 """SwitchLayer inside Keras models: graphs, dtypes, compilation, files."""
 
+import json
+
 import keras
 import numpy as np
 import pytest
@@ -348,3 +350,27 @@ def test_statistics_are_there_after_fit(rng):
     del named["dropped_fraction"], named["dead_expert_fraction"]
     assert min(named.values()) > 0
     assert not model.get_layer("moe").routing_stats.value.trainable
+
+
+def test_numpy_scalars_are_numbers(rng):
+    layer = keras_switch.SwitchLayer(
+        np.int64(4),
+        np.int64(8),
+        group_size=np.int64(4),
+        capacity=np.int64(2),
+        capacity_factor=np.float32(1.25),
+        dropout=np.float64(0.1),
+    )
+    assert layer(rng.normal(size=(2, 4, 6)), training=True).shape == (2, 4, 6)
+    json.dumps(layer.get_config())
+
+
+def test_over_time_of_unknown_length(rng):
+    inputs = keras.Input((None, None, 6))
+    layer = keras.layers.TimeDistributed(keras_switch.SwitchLayer(2, 8))
+    model = keras.Model(inputs, layer(inputs))
+    x = rng.normal(size=(2, 3, 4, 6)).astype("float32")
+    each = np.stack([bridge.numpy(layer.layer(x[:, i])) for i in range(3)], 1)
+    np.testing.assert_allclose(
+        model.predict(x, verbose=0), each, rtol=1e-5, atol=1e-6
+    )

@@ -21,7 +21,15 @@ from keras_switch.layers.validation import (
     ],
 )
 def test_accepts(value, limits):
-    check_number("size", value, **limits)
+    checked = check_number("size", value, **limits)
+    assert checked == value
+    assert type(checked) in (int, float)
+
+
+def test_what_is_optional_may_be_missing():
+    assert check_number("size", None, at_least=1, optional=True) is None
+    with pytest.raises(ValueError, match="^size must be a"):
+        check_number("size", 0, at_least=1, optional=True)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pytest
 from keras import ops
 
 from keras_switch.models import SwitchSeq2SeqLM
-from tests.models import tiny
+from tests.models import generating, tiny
 
 NAMES = ["query", "value", "wi", "wo"]
 
@@ -96,3 +96,43 @@ def test_adapters_and_norms_learn_a_batch_by_heart():
     fitted = lm.fit(x, x["decoder_token_ids"], epochs=80, verbose=0)
     loss = fitted.history["loss"]
     assert loss[0] > 3 and loss[-1] < 0.8, loss[::10]
+
+
+def test_adapters_after_a_fit_want_a_new_compile(trained):
+    del trained
+    lm, x = tiny.lm(), tiny.inputs(np.random.default_rng(7))
+    lm.fit(x, x["decoder_token_ids"], verbose=0)
+    lm.backbone.enable_lora(2, NAMES)
+    with pytest.raises(ValueError, match=r"compile\(\) again"):
+        lm.fit(x, x["decoder_token_ids"], verbose=0)
+    lm.compile()
+    before = values(lm.backbone.weights)
+    lm.fit(x, x["decoder_token_ids"], epochs=2, verbose=0)
+    moved = {
+        path
+        for path, value in values(lm.backbone.weights).items()
+        if (before[path] != value).any() and "routing_stats" not in path
+    }
+    assert moved == {
+        w.path for w in lm.trainable_weights if "lora_kernel" in w.path
+    }
+
+
+def test_the_default_optimizer_moves_adapters():
+    lm, x = tiny.lm(), tiny.inputs(np.random.default_rng(7))
+    lm.backbone.enable_lora(2, NAMES)
+    lm.fit(x, x["decoder_token_ids"], epochs=2, verbose=0)
+    ends = [w for w in lm.trainable_weights if "lora_kernel_b" in w.path]
+    assert all(np.abs(ops.convert_to_numpy(w)).max() > 0.01 for w in ends)
+
+
+def test_generate_knows_adapters_that_came_later():
+    lm = generating.lm(**generating.SPARSE)
+    prompt = generating.prompts(np.random.default_rng(3), [1, 1, 1])
+    before = lm.generate(prompt, stop_token_ids=None)["decoder_token_ids"]
+    lm.backbone.enable_lora(4, NAMES)
+    rng = np.random.default_rng(0)
+    for weight in lm.trainable_weights:
+        weight.assign(rng.normal(size=weight.shape))
+    after = lm.generate(prompt, stop_token_ids=None)["decoder_token_ids"]
+    assert (after != before).any()

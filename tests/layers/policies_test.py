@@ -1,0 +1,32 @@
+"""Policies of quantized experts in the config of the layer round them."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_switch
+from keras_switch.layers.policies import policy_config, policy_of
+
+
+@pytest.mark.parametrize("mode", ["int8", "int4"])
+def test_a_quantized_layer_in_a_model_of_ones_own_is_saved(mode, rng, tmp_path):
+    inputs = keras.Input((None, 6))
+    layer = keras_switch.SwitchLayer(4, 8, num_shared_experts=1)
+    model = keras.Model(inputs, layer(inputs))
+    for dense in layer._flatten_layers(include_self=False):
+        if dense.name in ("wi", "wo"):
+            dense.quantize(mode)
+    x = rng.normal(size=(2, 5, 6)).astype("float32")
+    wanted = model.predict(x, verbose=0)
+    path = tmp_path / "model.keras"
+    for _ in range(2):  # what was loaded is saved again, with its scales
+        model.save(path)
+        model = keras.models.load_model(path)
+        np.testing.assert_array_equal(model.predict(x, verbose=0), wanted)
+
+
+def test_a_plain_layer_says_nothing():
+    layer = keras_switch.SwitchLayer(4, 8)
+    layer.build((None, None, 6))
+    assert policy_config(layer) == {}
+    assert policy_of(layer, "wi") is layer.dtype_policy
