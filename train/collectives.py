@@ -13,8 +13,10 @@ KINDS = (
 )
 _BITS = {"pred": 8, "bf16": 16}
 _INSTRUCTION = re.compile(
-    rf"\s*(?:ROOT )?%?[\w.-]+ = (.*?) ({'|'.join(KINDS)})(?:-start)?\("
+    rf"\s*(?:ROOT )?%?[\w.-]+ = (.*?) ({'|'.join(KINDS)})(-start)?\("
 )
+# Whose beginning, where it is apart from its end, has both as its result.
+_WITH_OPERANDS = ("all-gather", "collective-permute")
 _SHAPE = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 
 
@@ -39,9 +41,12 @@ def collectives(program: str) -> list[Collective]:
     for line in program.splitlines():
         match = _INSTRUCTION.match(line)
         if match:
-            shapes, kind = match.groups()
+            shapes, kind, starts = match.groups()
             where = re.search(r'op_name="([^"]*)"', line)
-            size = sum(_bytes(*shape) for shape in _SHAPE.findall(shapes))
+            parts = [p for p in _SHAPE.findall(shapes) if p != ("u32", "")]
+            if starts and kind in _WITH_OPERANDS:
+                parts = parts[len(parts) // 2 :]
+            size = sum(_bytes(*part) for part in parts)
             found.append(Collective(kind, size, where[1] if where else ""))
     return found
 

@@ -12,8 +12,15 @@ collectives of each kind there are and their bytes.
 A deep model is compiled with --layers of its layers in each stack, and with
 twice as many; what the others add is the difference. --layers=0 compiles it
 whole. The compiler is that of the CPU: one for accelerators fuses more, so
-that temporary memory is rather less there. Bytes of weights and of collectives
-are those of any device.
+that temporary memory is rather less there. Bytes of weights and, in float32, of
+collectives are those of any device; bfloat16 is computed in float32 here, which
+makes both larger.
+
+    python train/plan.py --preset=switch_c_2048 --mesh=batch:512 \
+        --topology=v4:8x8x8 --dtype=bfloat16 --rematerialize ...
+
+compiles for TPUs with their own compiler, which runs on any Linux machine (pip
+install libtpu): then all numbers are theirs.
 """
 
 import json
@@ -22,7 +29,7 @@ import os
 
 from absl import flags as absl_flags
 
-from keras_switch_train import flags, mesh
+from keras_switch_train import flags, mesh, topology
 
 _TARGET_LENGTH = absl_flags.DEFINE_integer(
     "target_length",
@@ -40,6 +47,12 @@ _GROUP_SIZE = absl_flags.DEFINE_integer(
 _DEVICE_MEMORY = absl_flags.DEFINE_float(
     "device_memory", 32.0, "Gigabytes (1e9) of a device.", lower_bound=0.0
 )
+_TOPOLOGY = absl_flags.DEFINE_string(
+    "topology",
+    None,
+    "TPUs to compile for, as libtpu names them: v4:8x8x8, v6e:16x16. By "
+    "default virtual devices of the CPU.",
+)
 _LAYERS = absl_flags.DEFINE_integer(
     "layers",
     2,
@@ -52,15 +65,11 @@ def main() -> None:
     sizes = mesh.axes()
     if not sizes:
         raise flags.UsageError("--mesh must be given, as in batch:8,model:2.")
-    # Before JAX is imported.
-    count = math.prod(sizes.values())
-    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={count}"
-    mesh.start()
+    config = _start(sizes)
     import keras
 
     from keras_switch_train import abstract_step, plan_report
 
-    config = _arguments()
     batch = abstract_step.Batch(
         flags.BATCH_SIZE.value,
         flags.INPUT_LENGTH.value,
@@ -73,6 +82,7 @@ def main() -> None:
         "preset": flags.PRESET.value,
         "mesh": sizes,
         "dtype": flags.DTYPE.value,
+        "topology": _TOPOLOGY.value,
         "rematerialize": config["rematerialize"],
         "batch": batch._asdict(),
     }
@@ -83,6 +93,20 @@ def main() -> None:
         path = os.path.join(flags.make_workdir(), "plan.json")
         with files.atomic_write(path) as file:
             file.write_text(json.dumps(result, indent=1), encoding="utf-8")
+
+
+def _start(sizes):
+    """Spreads what follows over the mesh; returns the model's arguments."""
+    if _TOPOLOGY.value:
+        # Before there is a mesh: looking at them makes variables.
+        config = _arguments()
+        topology.start(_TOPOLOGY.value)
+        return config
+    # Before JAX is imported.
+    count = math.prod(sizes.values())
+    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={count}"
+    mesh.start()
+    return _arguments()
 
 
 def run() -> None:

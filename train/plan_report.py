@@ -72,7 +72,7 @@ def text(result: Mapping[str, Any], device_memory: float) -> str:
     """The report for people.
 
     Args:
-        result: From `plan`, with `preset`, `mesh`, `dtype`,
+        result: From `plan`, with `preset`, `mesh`, `dtype`, `topology`,
             `rematerialize`, `batch`.
         device_memory: Gigabytes of a device.
     """
@@ -84,8 +84,9 @@ def text(result: Mapping[str, Any], device_memory: float) -> str:
     sizes = result["batch"]
     how = result["dtype"]
     how += ", rematerialized" if result["rematerialize"] else ""
+    devices = f"{devices} {result['topology'] or 'virtual'} devices"
     lines = [
-        f"{result['preset']}, {how}, on {devices} devices ({axes})",
+        f"{result['preset']}, {how}, on {devices} ({axes})",
         f"batch of {sizes['rows']} rows, {sizes['input_length']} tokens in, "
         f"{sizes['target_length']} out; compiled with {compiled} layers a "
         "stack",

@@ -39,4 +39,9 @@ def on_xla_s_cpu() -> bool:
         return False
     import jax
 
+    distribution = keras.distribution.distribution()
+    if distribution is not None:
+        # Those that a program is compiled for need not be there.
+        devices = distribution.device_mesh.backend_mesh.devices
+        return devices.flat[0].platform == "cpu"
     return jax.default_backend() == "cpu"

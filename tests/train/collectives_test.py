@@ -7,6 +7,8 @@ HloModule jit_step, num_partitions=8
 channel_id=1, metadata={op_name="jit(step)/encoder_layer_1/constraint"}
   ROOT %r = bf16[2,16]{1,0} all-reduce-start(%p), channel_id=2
   %x = s32[3]{0} all-gather(%y), dimensions={0}
+  %g = (f32[2]{0:T(128)}, f32[8]{0:T(128)}) all-gather-start(%p), channel_id=3
+  %c = (f32[2], f32[2], u32[]{:S(2)}, u32[]) collective-permute-start(%p)
   %not-one = f32[2]{0} fusion(%all-gather), calls=%f
 """
 
@@ -16,6 +18,8 @@ def test_collectives_are_found_with_their_bytes():
         Collective("all-to-all", 64, "jit(step)/encoder_layer_1/constraint"),
         Collective("all-reduce", 64, ""),
         Collective("all-gather", 12, ""),
+        Collective("all-gather", 32, ""),
+        Collective("collective-permute", 8, ""),
     ]
 
 
