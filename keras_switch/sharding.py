@@ -107,7 +107,8 @@ def get_layout_map(
             "model_parallel_dim_name must be another axis than that of batches "
             f"and of experts; received {model!r} for both."
         )
-    return SwitchLayoutMap(device_mesh, _rules(batch, model, expert))
+    rules = _rules(batch, model, expert)
+    return SwitchLayoutMap(device_mesh, {**rules, **_of_adapters(rules)})
 
 
 def _rules(batch, model, expert):
@@ -141,6 +142,19 @@ def _rules(batch, model, expert):
         "buffers_at_tokens": (batch, None, None, None),
         "buffers_at_experts": (experts_hold, expert, None, None),
     }
+
+
+def _of_adapters(rules):
+    """LoRA's matrices, `[..., D, R]` and `[..., R, F]`, are split as the axes
+    of their kernel `[..., D, F]` are."""
+    found = {}
+    for pattern, axes in rules.items():
+        if pattern.endswith("/kernel"):
+            *experts, first, last = axes
+            stem = pattern.removesuffix("kernel")
+            found[f"{stem}lora_kernel_a"] = (*experts, first, None)
+            found[f"{stem}lora_kernel_b"] = (*experts, None, last)
+    return found
 
 
 def check_divisible(

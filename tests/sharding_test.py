@@ -132,6 +132,28 @@ def test_every_weight_of_a_decoder_alone_has_one_rule(family):
 
 
 @not_torch
+def test_adapters_are_split_as_their_kernels():
+    backbone = tiny.causal_backbone()
+    backbone.enable_lora(2, ["query", "output", "wi_0", "wo"])
+    layout_map = sharding.get_layout_map(mesh())
+    sharding.check_rules(layout_map, [w.path for w in backbone.weights])
+    found = {
+        w.path.partition("/")[2]: layout_map[w.path].axes
+        for w in backbone.trainable_weights
+    }
+    experts = "feed_forward/experts/{}/lora_kernel_{}"
+    assert found[experts.format("wi_0", "a")] == ("batch", None, None)
+    assert found[experts.format("wi_0", "b")] == ("batch", None, "model")
+    assert found[experts.format("wo", "a")] == ("batch", "model", None)
+    assert found[experts.format("wo", "b")] == ("batch", None, None)
+    attention = "self_attention/{}/lora_kernel_{}"
+    assert found[attention.format("query", "a")] == (None, None)
+    assert found[attention.format("query", "b")] == (None, "model")
+    assert found[attention.format("output", "a")] == ("model", None)
+    assert found[attention.format("output", "b")] == (None, None)
+
+
+@not_torch
 @pytest.mark.parametrize(
     "argument", ("model_parallel_dim_name", "expert_parallel_dim_name")
 )

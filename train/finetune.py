@@ -195,16 +195,11 @@ def run() -> None:
 
 
 def _check_adapters():
-    """Refuses flags that do not go with, or without, adapters."""
+    """Refuses flags that do not go without adapters."""
     if _LORA_RANK.present and _UPDATE.value != "lora":
         raise flags.UsageError(
             "--lora_rank goes with --update=lora; received "
             f"--update={_UPDATE.value}."
-        )
-    if _UPDATE.value == "lora" and flags.MESH.value:
-        raise flags.UsageError(
-            "--update=lora needs one device: no layout says where adapters "
-            f"lie; received --mesh={','.join(flags.MESH.value)}."
         )
 
 
@@ -325,9 +320,11 @@ def _describe(model, loaded, trained, rates):
 
 def _save_adapters(model, workdir):
     from keras_switch import files
+    from keras_switch.ops import state
 
     path = os.path.join(workdir, "adapters.lora.h5")
-    with files.atomic_write(path) as file:
+    adapters = [w for w in model.weights if "/lora_kernel_" in w.path]
+    with state.on_host(adapters), files.atomic_write(path) as file:
         model.backbone.save_lora_weights(str(file))
     logging.info("the adapters alone are in %s", path)
 

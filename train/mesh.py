@@ -108,6 +108,18 @@ def make_virtual_devices() -> None:
     )
 
 
+def eager() -> contextlib.AbstractContextManager:
+    """A context to generate in, and to call what is loaded in it eagerly.
+
+    On TensorFlow neither works over a mesh: there it is one device.
+    """
+    from keras_switch.ops import layout
+
+    if layout.by_dtensor():
+        return layout.undistributed()
+    return contextlib.nullcontext()
+
+
 def _check_processes(count):
     index, where = flags.PROCESS_ID.value, flags.COORDINATOR.value
     if count > 1 and where is None:

@@ -112,8 +112,9 @@ def main() -> None:
     corpus.save(model, tokenizer, pipeline, shared)
     training.write_history(history, workdir)
     if flags.NUM_PROCESSES.value == 1:
-        _show_samples(documents.held_out, workdir)
-        _show_routing(model.backbone, held_out, tokenizer, workdir)
+        with mesh.eager():
+            _show_samples(documents.held_out, workdir)
+            _show_routing(held_out, tokenizer, workdir)
 
 
 def run() -> None:
@@ -222,10 +223,13 @@ def _show_samples(documents, workdir):
     print(f"\nBlanks in held-out text, filled in:\n\n{text}\n")
 
 
-def _show_routing(backbone, held_out, tokenizer, workdir):
+def _show_routing(held_out, tokenizer, workdir):
     from keras_switch import analysis
     from keras_switch_train import report
 
+    backbone = _task().backbone_cls.from_preset(
+        os.path.join(workdir, "preset"), dtype=flags.DTYPE.value
+    )
     if analysis.sparse_layers(backbone):
         report.write(backbone, held_out, tokenizer, workdir)
     logging.info("plots and tables are in %s", workdir)

@@ -269,13 +269,20 @@ def _apply_if_finite(optimizer, apply, found, grads, trainable_variables=None):
     apply(grads, trainable_variables)
     for variable, value in zip(kept, before, strict=True):
         now = ops.convert_to_tensor(variable)
-        variable.assign(ops.where(fine, now, value))
+        variable.assign(_where(fine, now, value))
     good = ops.cast(fine, "int32")
     counts = ops.convert_to_tensor(found)
     parts = (
         counts[:1] + 1 - good,
         (counts[1:2] + 1) * (1 - good),
         (counts[2:3] + 1) * good,
-        ops.where(fine, counts[_COUNTS:], 1 - ops.cast(finite, "int32")),
+        _where(fine, counts[_COUNTS:], 1 - ops.cast(finite, "int32")),
     )
     found.assign(ops.concatenate(parts))
+
+
+def _where(condition, one, other):
+    """By a scalar, with as many axes as the others: on one without, DTensor
+    ends the process."""
+    ones = (1,) * len(one.shape)
+    return ops.where(ops.reshape(condition, ones), one, other)

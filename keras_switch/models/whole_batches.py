@@ -10,6 +10,7 @@ from keras import ops
 from keras_switch.ops.layout import (
     by_dtensor,
     check_strategy,
+    compilable_gradients,
     is_distributed,
     lay_out_variables,
     local_shards,
@@ -110,7 +111,7 @@ class WholeBatches:
         return _filled_up(samples, self._shards, self._predicts)
 
     def train_step(self, *args: Any) -> Any:
-        with self._counted.of(args[-1]):
+        with self._counted.of(args[-1]), compilable_gradients(self.optimizer):
             return super().train_step(*args)
 
     def test_step(self, *args: Any) -> Any:

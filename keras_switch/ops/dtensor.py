@@ -5,11 +5,12 @@ it. Here its meshes and layouts are made DTensor's, and variables and batches
 laid out by them. Nothing in this file is used on another backend.
 """
 
+import contextlib
 import functools
 import itertools
 import os
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -247,6 +248,31 @@ def function(
         return tf.nest.map_structure(fetched, logs)
 
     return run
+
+
+@contextlib.contextmanager
+def dense_gradients(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
+    """Within the block it is handed the gradients of embeddings as tensors.
+
+    TensorFlow's are rows and where they belong, and DTensor cannot compile
+    what half of the optimizers do with those.
+    """
+    import tensorflow as tf
+
+    apply, of_instance = optimizer.apply, "apply" in vars(optimizer)
+
+    def apply_dense(grads, trainable_variables=None):
+        grads = [g if g is None else tf.convert_to_tensor(g) for g in grads]
+        return apply(grads, trainable_variables)
+
+    optimizer.apply = apply_dense
+    try:
+        yield
+    finally:
+        if of_instance:  # as StabilityGuard's
+            optimizer.apply = apply
+        else:
+            del optimizer.apply
 
 
 def on_mesh(batch: Any, distribution: Any) -> Any:

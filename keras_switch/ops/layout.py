@@ -172,6 +172,15 @@ def step_function(
     return dtensor.function(step, prepare, distribution, eager, repeat)
 
 
+def compilable_gradients(
+    optimizer: keras.optimizers.Optimizer,
+) -> contextlib.AbstractContextManager:
+    """A context in which an optimizer is handed what a mesh can compile."""
+    if by_dtensor():
+        return dtensor.dense_gradients(optimizer)
+    return contextlib.nullcontext()
+
+
 def indivisible_axis(shape: tuple, layout: Any) -> int | None:
     """The first axis that a layout cannot split evenly, or `None`."""
     for axis, (size, names) in enumerate(zip(shape, layout.axes, strict=False)):

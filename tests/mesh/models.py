@@ -2,8 +2,9 @@
 
     python -m tests.mesh.models '{"folder": "somewhere"}'
 
-writes `alone.npz` and `mesh.npz` (losses, weights, what was generated), and
-for a decoder alone presets of both, into the folder.
+writes `alone.npz` and `mesh.npz` (losses, weights, what was generated, and
+what a layer returns outside of `fit`), and for a decoder alone presets of both,
+into the folder.
 """
 
 import json
@@ -87,6 +88,20 @@ def generate(lm, x):
     return lm.generate(prompt, max_length=6, stop_token_ids=None, truncate=True)
 
 
+def call_a_layer():
+    """Outside of `fit`: rows that the mesh divides, and some that it does not,
+    by kernels and statistics that lie on it."""
+    import keras
+
+    import keras_switch
+
+    keras.utils.set_random_seed(0)
+    shape = training.ROWS, training.LENGTH, training.SIZES["hidden_dim"]
+    layer = keras_switch.SwitchLayer(num_experts=8, intermediate_dim=64)
+    x = np.random.default_rng(0).normal(size=shape)
+    return {"training": layer(x, training=True), "evaluation": layer(x[:3])}
+
+
 def main(folder, mesh=(4, 2)):
     from keras_switch.ops import layout
 
@@ -101,6 +116,7 @@ def main(folder, mesh=(4, 2)):
         lm, x, found = train(decoder_alone)
         found |= generate(lm, x)
         arrays |= {f"decoder: {k}": v for k, v in found.items()}
+        arrays |= {f"layer: {k}": v for k, v in call_a_layer().items()}
         lm.save_to_preset(folder / name)
         # Still: a layer that is made without a distribution lies nowhere.
         assert layout.data_shards() == arrays["shards"]

@@ -38,6 +38,14 @@ def test_a_mesh_computes_what_one_device_does(model, folder):
         )
 
 
+def test_a_layer_is_called_outside_of_fit(folder):
+    wanted, found = (arrays(folder, n, "layer: ") for n in ("alone", "mesh"))
+    assert set(wanted) == {"layer: training", "layer: evaluation"}
+    for name, array in wanted.items():
+        assert np.abs(array).max() > 0.01
+        np.testing.assert_allclose(found[name], array, rtol=1e-5, atol=1e-6)
+
+
 def test_a_decoder_saved_on_a_mesh_loads_without_one(folder):
     lm = keras_switch.SwitchCausalLM.from_preset(str(folder / "mesh"))
     found = arrays(folder, "mesh", "decoder: weight ")

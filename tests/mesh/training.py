@@ -72,11 +72,22 @@ def make(**arguments):
     return lm
 
 
-def train(lm):
-    """Losses of 20 steps, of an evaluation, and generated tokens."""
+def train(lm, at_end=lambda *_: None):
+    """Losses of 20 steps, which a guard watches, and of an evaluation.
+
+    `at_end` is called while the guarded step is still there.
+    """
+    import keras
+
+    import keras_switch
+
     x, y, weight = data(ROWS * STEPS - 5)
     options = {"sample_weight": weight, "batch_size": ROWS, "verbose": 0}
-    history = lm.fit(x, y, shuffle=False, **options).history
+    called = [
+        keras_switch.StabilityGuard(),
+        keras.callbacks.LambdaCallback(on_epoch_end=at_end),
+    ]
+    history = lm.fit(x, y, shuffle=False, callbacks=called, **options).history
     found = lm.evaluate(x, y, return_dict=True, **options)
     return {f"fit {name}": np.array(v) for name, v in history.items()} | {
         f"evaluate {name}": np.array(v) for name, v in found.items()
@@ -134,9 +145,14 @@ def main(mesh=None, folder="."):
     make_virtual_devices()
     if mesh:
         spread(mesh)
-    lm = make()
-    arrays = train(lm) | weights(lm)
+    lm, sent = make(), {}
     on_jax = keras.backend.backend() == "jax"
+
+    def read(epoch, logs):
+        if not on_jax:
+            sent.update(collectives())
+
+    arrays = train(lm, read) | weights(lm)
     if on_jax:
         arrays |= generate(lm, data(ROWS)[0])
     lm.save_to_preset(Path(folder) / "preset")
@@ -144,8 +160,7 @@ def main(mesh=None, folder="."):
     if mesh and on_jax:
         (Path(folder) / "program.txt").write_text(program())
     if mesh and not on_jax:
-        sent = json.dumps(collectives())
-        (Path(folder) / "collectives.json").write_text(sent)
+        (Path(folder) / "collectives.json").write_text(json.dumps(sent))
 
 
 if __name__ == "__main__":

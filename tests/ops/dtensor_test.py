@@ -6,6 +6,7 @@ import pytest
 from keras import ops
 
 from keras_switch.ops import dtensor
+from keras_switch.ops import layout as layout_ops
 from tests.mesh import one_device
 
 pytestmark = pytest.mark.skipif(
@@ -69,6 +70,45 @@ def test_a_step_is_given_one_batch_after_the_other():
             run(batches)
     assert calls == [(2, 3)]  # compiled once
     assert len(prepared) == 1 and not prepared[0].any()  # the first batch
+
+
+@pytest.mark.parametrize("optimizer", ("SGD", "RMSprop"))
+def test_an_embedding_is_trained_by_any_optimizer(optimizer, rng):
+    """One adds rows to a variable, the other squares them: on one device by
+    Keras not their sum where an id comes twice, as here it must be."""
+    import tensorflow as tf
+
+    start = rng.normal(size=(4, 3)).astype("float32")
+    ids = np.array([[1, 3], [1, 0]], "int32")
+    wanted = keras.Variable(start, name="embeddings")
+    chosen = getattr(keras.optimizers, optimizer)(0.1)
+    # Of the sum of squares, one for each time an id is there.
+    slope = 2 * start * np.array([[1], [2], [0], [1]], "float32")
+    chosen.apply([tf.constant(slope)], [wanted])
+    with one_device.spread() as distribution:
+        embedding = keras.Variable(start, name="embeddings")
+        chosen = getattr(keras.optimizers, optimizer)(0.1)
+        dtensor.spread([embedding], distribution.device_mesh)
+        chosen.build([embedding])
+        dtensor.spread(chosen.variables, distribution.device_mesh)
+
+        def step(ids):
+            with tf.GradientTape() as tape:
+                loss = ops.sum(ops.take(embedding, ids, axis=0) ** 2)
+            slopes = tape.gradient(loss, [embedding.value])
+            assert isinstance(slopes[0], tf.IndexedSlices)
+            with layout_ops.compilable_gradients(chosen):
+                chosen.apply(slopes, [embedding])
+            assert "apply" not in vars(chosen)
+            return loss
+
+        run = dtensor.function(
+            step, lambda batch: None, distribution, eager=False, repeat=1
+        )
+        run(iter([ids]))
+    found, wanted = map(ops.convert_to_numpy, (embedding, wanted))
+    assert np.all((wanted != start)[[0, 1, 3]])
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 
 def test_a_mesh_that_would_read_too_early_is_refused(mesh, monkeypatch):

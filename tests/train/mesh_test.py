@@ -1,7 +1,10 @@
+import contextlib
+
 import pytest
 from absl import flags as absl_flags
 from absl.testing import flagsaver
 
+from keras_switch.ops import layout
 from keras_switch_train import distill, finetune, flags, mesh
 from tests.train.flags_test import run
 
@@ -65,6 +68,17 @@ def test_batches_that_the_mesh_does_not_divide(parsed, monkeypatch):
         monkeypatch.setattr("keras_switch.ops.layout.data_shards", lambda: 2)
         with pytest.raises(flags.UsageError, match="--batch_size must be a m"):
             mesh.check_batch_size()
+
+
+def test_nothing_is_generated_over_a_mesh_of_tensorflow(monkeypatch):
+    with mesh.eager() as found:
+        assert found is None  # as it was
+    monkeypatch.setattr(layout, "by_dtensor", lambda: True)
+    monkeypatch.setattr(
+        layout, "undistributed", lambda: contextlib.nullcontext("one device")
+    )
+    with mesh.eager() as found:
+        assert found == "one device"
 
 
 def test_plan_needs_a_mesh(tmp_path):
