@@ -1,7 +1,7 @@
 """Writing to a variable from inside a layer's call."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import keras
@@ -79,11 +79,16 @@ def fetched(value: Any) -> np.ndarray:
     """
     if keras.backend.backend() == "tensorflow":
         return dtensor.fetched(value)
-    if getattr(value, "is_fully_addressable", True):
+    if not _is_spread(value):
         return keras.ops.convert_to_numpy(value)
     from jax.experimental import multihost_utils
 
     return np.asarray(multihost_utils.process_allgather(value, tiled=True))
+
+
+def _is_spread(tensor):
+    """Whether no process has all of a tensor of JAX."""
+    return not getattr(tensor, "is_fully_addressable", True)
 
 
 def own_pieces(
@@ -117,7 +122,7 @@ def own_pieces(
 
 
 def _own_pieces(tensor):
-    if getattr(tensor, "is_fully_addressable", True) and not is_writer():
+    if not _is_spread(tensor) and not is_writer():
         return {}
     if not hasattr(tensor, "addressable_shards"):
         return {(0,) * len(tensor.shape): tensor}
@@ -182,18 +187,53 @@ def wait_for_all(name: str) -> None:
 
 
 @contextlib.contextmanager
-def on_host(variables: Any) -> Iterator[None]:
-    """Within the block variables that are spread over processes can be read.
+def on_host(variables: Iterable[keras.Variable]) -> Iterator[None]:
+    """Within the block the first of several processes can read variables that
+    are spread over them, and has one of these at a time on its host.
 
-    Every process must enter it.
+    Every process must enter it. The others must do nothing in the block: they
+    take part in what the first reads there as they leave it.
+
+    Args:
+        variables: Those that may be read.
     """
     if process_count() == 1:
         yield
         return
     import jax
 
-    # Not on an accelerator: together they may be larger than one.
+    spread = [v for v in variables if _is_spread(v.value)]
+    # Not on an accelerator, which may have no room for it.
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        whole = [(v, fetched(v.value)) for v in variables]
-        with keras.StatelessScope(state_mapping=whole):
+        if is_writer():
+            try:
+                with _Fetching(spread):
+                    yield
+            finally:
+                from_writer(0)
+        else:
             yield
+            while number := from_writer(0):
+                fetched(spread[number - 1].value)
+
+
+class _Fetching(keras.StatelessScope):
+    """Gathers a variable when it is read, and tells the other processes."""
+
+    def __init__(self, variables):
+        super().__init__()
+        self._values = {
+            id(variable): (number, variable.value)
+            for number, variable in enumerate(variables, 1)
+        }
+        self._last = None, None
+
+    def get_current_value(self, variable):
+        number, value = self._values.get(id(variable), (None, None))
+        if number is None:
+            return super().get_current_value(variable)
+        if self._last[0] != number:
+            from_writer(number)
+            whole = fetched(value)
+            self._last = number, keras.ops.convert_to_tensor(whole)
+        return self._last[1]
