@@ -87,7 +87,7 @@ class CheckpointStore:
     def __init__(self, directory: str | os.PathLike, keep: int) -> None:
         self.directory = pathlib.Path(directory)
         self.keep = keep
-        self._run = 0
+        self._run = self._writes = 0
 
     def begin(self) -> None:
         """Makes ready to write; in the main thread, before training.
@@ -131,7 +131,10 @@ class CheckpointStore:
         """
         index, count = process_index(), process_count()
         folder = self.directory / _name(step)
-        shared = self.directory / f"{PARTIAL}{folder.name}-{self._run}"
+        self._writes += 1  # so that no process meets another's next
+        shared = self.directory / (
+            f"{PARTIAL}{folder.name}-{self._run}-{self._writes}"
+        )
         try:
             if not_finite:
                 content = {"not_finite": list(not_finite)}

@@ -221,6 +221,14 @@ def test_a_part_that_another_run_left_is_not_taken(store, two):
     assert list(store.directory.iterdir()) == []
 
 
+def test_a_process_that_is_a_save_ahead_does_no_harm(store, two):
+    for step in (5, 5, 6):
+        two[1].write(step)
+    for step in (5, 5, 6):
+        assert two[0].write(step) == store.newest().folder
+    assert len(list(store.directory.iterdir())) == 2
+
+
 def test_only_the_first_process_cleans(store, two):
     leftover = store.directory / ".partial-x"
     leftover.mkdir(parents=True)
