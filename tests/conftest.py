@@ -54,6 +54,8 @@ ANY_BACKEND = (
     "parameters_test.py",
     "plots_test.py",
     "reference_test.py",
+    "resume/joint_test.py",
+    "resume/pieces_test.py",
     "resume/signals_test.py",
     "resume/store_test.py",
     "tasks/batches_test.py",

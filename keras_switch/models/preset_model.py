@@ -75,7 +75,8 @@ class PresetModel:
         """Writes a preset, whole or not at all, with its manifest.
 
         Where several processes share the model, each of them must call this,
-        and needs memory of the host for all weights; the first one writes.
+        and needs memory of the host for the largest weight; the first one
+        writes.
 
         Args:
             preset_dir: A folder. What is in it already stays, but for the

@@ -4,7 +4,6 @@ import concurrent.futures
 import logging
 import os
 import sys
-import warnings
 from typing import Any
 
 import keras
@@ -12,9 +11,10 @@ import numpy as np
 
 from keras_switch.files import CheckpointError
 from keras_switch.ops.random_state import random_state, set_random_state
-from keras_switch.ops.state import is_writer, process_count, synchronize
+from keras_switch.ops.state import process_count, synchronize
 from keras_switch.resume import identity, neighbours, state
 from keras_switch.resume.data_position import StepData, Steps, source_of
+from keras_switch.resume.pieces import Pieces
 from keras_switch.resume.signals import StopSignals
 from keras_switch.resume.store import CheckpointStore
 
@@ -130,7 +130,7 @@ class ResumableCheckpoint(keras.callbacks.Callback):
                 "the length of an epoch: model.fit(checkpoint.dataset(), "
                 "steps_per_epoch=...)."
             )
-        self._store.clean()
+        self._store.begin()
         self._neighbours = neighbours.neighbours(self)
         neighbours.warn_of_unknown(self._neighbours)
         self._prepare()
@@ -208,7 +208,7 @@ class ResumableCheckpoint(keras.callbacks.Callback):
             raise CheckpointError(
                 self._store.directory, "checkpoint", "there", "none"
             )
-        self._assign(newest.folder, newest.arrays())
+        self._assign(newest.folder, newest.arrays)
         return newest.step
 
     def _prepare(self):
@@ -241,7 +241,7 @@ class ResumableCheckpoint(keras.callbacks.Callback):
             return
         record = newest.record
         identity.check(newest.folder, record["identity"], self._identity)
-        arrays = newest.arrays()
+        arrays = newest.arrays
         self._assign(newest.folder, arrays)
         self._late = (newest.folder, record, arrays)
         self._epoch, self._resumed_at = record["epoch"], record["batch"]
@@ -368,22 +368,11 @@ def _write(
     store: CheckpointStore,
     step: int,
     record: dict[str, Any],
-    arrays: dict[str, np.ndarray],
+    arrays: dict[str, np.ndarray | Pieces],
 ) -> None:
     """The part that runs beside training."""
-    if not is_writer():
-        return
-    bad = state.non_finite(arrays)
-    if bad:
-        warnings.warn(
-            f"the state of step {step} is not saved: it has NaN or infinity in "
-            f"{', '.join(bad[:3])}{' and others' if bad[3:] else ''}. The "
-            "checkpoint before it is kept.",
-            stacklevel=2,
-        )
-        return
     try:
-        store.write(step, record, arrays)
+        store.write(step, record, arrays, state.non_finite(arrays))
     except OSError as error:
         error.add_note(
             f"The checkpoint of step {step} was not written; the one before it "

@@ -9,7 +9,8 @@ import numpy as np
 
 from keras_switch.files import CheckpointError
 from keras_switch.ops.state import assign as assign_array
-from keras_switch.ops.state import fetched, synchronize
+from keras_switch.ops.state import own_pieces, synchronize
+from keras_switch.resume.pieces import Pieces
 
 # Parts of the state. Metrics count from the start of an epoch.
 MODEL, OPTIMIZER, METRICS, SEEDS = "model", "optimizer", "metrics", "seeds"
@@ -54,38 +55,33 @@ def part_of(name: str) -> str:
 
 def copy_to_host(
     model: keras.Model, variables: dict[str, keras.Variable]
-) -> dict[str, np.ndarray]:
-    """Copies of variables, taken while `fit` runs.
+) -> dict[str, Pieces]:
+    """Copies of what this process saves of variables, while `fit` runs.
 
     Args:
         model: The model that is training.
         variables: Its variables by name.
 
     Returns:
-        NumPy arrays by the same names; later steps do not change them.
-        Variables that are spread over processes come whole to each of them.
+        Pieces by the same names, where this process has any; later steps do
+        not change them.
     """
     synchronize(model)
     values = {name: variable.value for name, variable in variables.items()}
-    for value in values.values():
-        # Starts all the copies from a JAX accelerator before waiting for one.
-        if getattr(value, "is_fully_addressable", False):
-            value.copy_to_host_async()
     return {
-        # On a CPU a tensor and its array may share memory, which the next
-        # step writes to.
-        name: np.array(fetched(value), copy=True)
-        for name, value in values.items()
+        name: Pieces(variables[name].shape, pieces)
+        for name, pieces in own_pieces(values).items()
     }
 
 
 def assign(
     file: Any,
     variables: dict[str, keras.Variable],
-    arrays: dict[str, np.ndarray],
+    arrays: dict[str, np.ndarray | Pieces],
     parts: Sequence[str],
 ) -> None:
-    """Sets variables to saved arrays: all of them or, on an error, none.
+    """Sets variables to saved arrays: all of them or, if one does not fit,
+    none. Of pieces only those are read that devices of this process need.
 
     Args:
         file: Where the arrays come from, for errors.
@@ -117,12 +113,13 @@ def assign(
         assign_array(variables[name], array)
 
 
-def non_finite(arrays: dict[str, np.ndarray]) -> list[str]:
+def non_finite(arrays: dict[str, Pieces]) -> list[str]:
     """Names of the model's and the optimizer's arrays with NaN or infinity."""
     return [
         name
         for name, array in arrays.items()
-        if part_of(name) in (MODEL, OPTIMIZER) and not _is_finite(array)
+        if part_of(name) in (MODEL, OPTIMIZER)
+        and not all(map(_is_finite, array.pieces.values()))
     ]
 
 

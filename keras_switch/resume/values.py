@@ -67,5 +67,5 @@ def decode(value: Any, arrays: dict[str, np.ndarray]) -> Any:
     if kind == "float":
         return float(content)
     if kind == "array":
-        return arrays[content]
+        return np.asarray(arrays[content])
     return {key: decode(item, arrays) for key, item in content.items()}

@@ -264,8 +264,8 @@ def _end_of(workdir):
 
     newest = CheckpointStore(workdir / "checkpoints", 1).newest()
     state, preset = hashlib.sha256(), hashlib.sha256()
-    for name, array in sorted(newest.arrays().items()):
-        state.update(name.encode() + array.tobytes())
+    for name, array in sorted(newest.arrays.items()):
+        state.update(name.encode() + np.asarray(array).tobytes())
     for path in sorted((workdir / "preset").glob("*.h5")):
         with h5py.File(path) as file:
             file.visititems(functools.partial(_digest_dataset, preset))

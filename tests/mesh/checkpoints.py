@@ -4,7 +4,8 @@
 
 goes on from the newest checkpoint in the folder, whichever mesh wrote it, to
 the end of an epoch, and writes `arrays-<name>.npz`. With `processes` it is one
-of several, each of which must be started.
+of several, each of which must be started. `seen-<name>-<index>.json` says how
+much of arrays it had on its host.
 """
 
 import json
@@ -42,6 +43,47 @@ class Batches:
         return "batches"
 
 
+def is_of_experts(shape):
+    return len(shape) == 3 and shape[0] == training.SIZES["num_experts"]
+
+
+def watch(checkpoint):
+    """Notes what it gathers, and which part of experts it reads at once."""
+    from jax.experimental import multihost_utils
+
+    from keras_switch.resume.pieces import Pieces
+
+    gather, read = multihost_utils.process_allgather, Pieces.__getitem__
+    seen = {"gathered": 0, "read": 0.0}
+
+    def watched_gather(array, **options):
+        seen["gathered"] = max(seen["gathered"], array.size)
+        return gather(array, **options)
+
+    def watched_read(pieces, index):
+        found = read(pieces, index)
+        if is_of_experts(pieces.shape):
+            part = found.size / np.prod(pieces.shape)
+            seen["read"] = max(seen["read"], part)
+        return found
+
+    def watched(event):
+        def call(*arguments, **named):
+            # Only here: JAX itself gathers where Keras makes variables.
+            multihost_utils.process_allgather = watched_gather
+            try:
+                event(*arguments, **named)
+            finally:
+                multihost_utils.process_allgather = gather
+
+        return call
+
+    Pieces.__getitem__ = watched_read
+    for name in ("on_train_begin", "on_train_batch_begin", "on_train_end"):
+        setattr(checkpoint, name, watched(getattr(checkpoint, name)))
+    return seen
+
+
 def main(
     name, mesh, folder, epochs, processes=None, preset=None, generates=False
 ):
@@ -64,6 +106,7 @@ def main(
     checkpoint = resume.ResumableCheckpoint(
         Path(folder) / "checkpoints", data=batches, save_every=STEPS
     )
+    seen = watch(checkpoint)
     lm.fit(
         checkpoint.dataset(),
         epochs=epochs,
@@ -71,6 +114,7 @@ def main(
         callbacks=[checkpoint],
         verbose=0,
     )
+    (Path(folder) / f"seen-{name}-{index}.json").write_text(json.dumps(seen))
     if preset:
         lm.save_to_preset(preset)
     arrays = training.weights(lm)

@@ -1,11 +1,15 @@
 """Two processes of four devices, four devices, one, and two processes again."""
 
+import json
+import math
+
 import keras
 import numpy as np
 import pytest
 
 import keras_switch
-from tests.mesh import processes
+from keras_switch.resume.store import CheckpointStore
+from tests.mesh import checkpoints, processes
 
 pytestmark = pytest.mark.skipif(
     keras.backend.backend() != "jax", reason="layouts need JAX"
@@ -46,6 +50,33 @@ def assert_near(found, wanted):
         )
 
 
+def assert_written_in_halves(folder):
+    """Of the second process half of the experts, of the first all else."""
+    newest = CheckpointStore(folder / "checkpoints", 2).newest()
+    sizes = {
+        name: math.prod(array.shape) * array.dtype.itemsize
+        for name, array in newest.arrays.items()
+    }
+    experts = sum(
+        size
+        for name, size in sizes.items()
+        if checkpoints.is_of_experts(newest.arrays[name].shape)
+    )
+    written = []
+    for path in sorted(newest.folder.glob("*.safetensors")):
+        content = path.read_bytes()
+        header = int.from_bytes(content[:8], "little")
+        written.append(len(content) - 8 - header)
+    assert experts > sum(sizes.values()) / 2
+    assert written == [sum(sizes.values()) - experts / 2, experts / 2]
+
+
+def seen(folder, name, count):
+    files = [folder / f"seen-{name}-{index}.json" for index in range(count)]
+    found = [json.loads(file.read_text()) for file in files]
+    return [max(f[key] for f in found) for key in ("gathered", "read")]
+
+
 def test_a_run_moves_from_mesh_to_mesh(tmp_path):
     alone, moved = tmp_path / "alone", tmp_path / "moved"
     alone.mkdir()
@@ -59,7 +90,13 @@ def test_a_run_moves_from_mesh_to_mesh(tmp_path):
         np.testing.assert_array_equal(
             variable.value, first[f"weight {variable.path}"]
         )
+    # No process has had more than numbers of others, or read for a device
+    # more than its part of the experts.
+    assert seen(moved, "a", 2) == [1, 0]
+    assert_written_in_halves(moved)
     stage("b", [2, 2], moved, 2, devices=4)
+    assert seen(moved, "b", 1) == [0, 1 / 4]
     stage("c", None, moved, 3, devices=1)
     last = stage("d", [8, 1], moved, 4, devices=4, count=2, generates=True)
+    assert seen(moved, "d", 2) == [1, 1 / 8]
     assert_near(last, wanted)

@@ -74,7 +74,7 @@ def end_of(workdir):
     rows = (workdir / "history.csv").read_text().count("\n")
     untimed = {n: values for n, values in history.items() if n not in TIMING}
     newest = CheckpointStore(workdir / "checkpoints", 1).newest()
-    return newest.step, newest.arrays(), untimed, results, rows
+    return newest.step, newest.arrays, untimed, results, rows
 
 
 @pytest.mark.parametrize("binary", ["finetune", "distill"])
