@@ -324,8 +324,10 @@ def _save_adapters(model, workdir):
 
     path = os.path.join(workdir, "adapters.lora.h5")
     adapters = [w for w in model.weights if "/lora_kernel_" in w.path]
-    with state.on_host(adapters), files.atomic_write(path) as file:
-        model.backbone.save_lora_weights(str(file))
+    with state.on_host(adapters):
+        if state.is_writer():
+            with files.atomic_write(path) as file:
+                model.backbone.save_lora_weights(str(file))
     logging.info("the adapters alone are in %s", path)
 
 
