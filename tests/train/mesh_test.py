@@ -97,7 +97,8 @@ def test_plan_says_what_a_step_costs(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     said = done.stdout
-    assert "on 4 devices (batch 2, model 2)" in said and "fits in 32 GB" in said
+    assert "on 4 virtual devices (batch 2, model 2)" in said
+    assert "fits in 32 GB" in said
     (line,) = (x for x in said.splitlines() if "all-to-all" in x)
     assert line.split()[1] == "8"
     assert (tmp_path / "plan.json").exists()
