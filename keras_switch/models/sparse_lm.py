@@ -184,9 +184,11 @@ class SparseLM:
 
     def _follow_adapters(self):
         """The default optimizer is one for what is trained."""
-        adapters, optimizer = self._has_adapters(), self.optimizer
-        if self._choice in (None, adapters) or optimizer.built:
+        choice = getattr(self, "_choice", None)  # None: not ours, or no compile
+        adapters = self._has_adapters()
+        if choice in (None, adapters) or self.optimizer.built:
             return
+        optimizer = self.optimizer
         self._choice = adapters
         self.optimizer = _default_optimizer(adapters)
         if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
