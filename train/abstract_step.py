@@ -3,7 +3,6 @@
 Imports Keras: import it in `main`. JAX only.
 """
 
-import contextlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -11,6 +10,7 @@ import keras
 
 from keras_switch import models, optimizers, sharding
 from keras_switch.models.weight_shapes import weight_shapes
+from keras_switch.ops.layout import undistributed
 from keras_switch_train.collectives import by_kind, collectives
 
 
@@ -20,18 +20,6 @@ class Batch(NamedTuple):
     rows: int
     input_length: int
     target_length: int
-
-
-@contextlib.contextmanager
-def _nowhere():
-    """For variables of a few numbers that are really made: the devices of the
-    distribution need not be there."""
-    distribution = keras.distribution.distribution()
-    keras.distribution.set_distribution(None)
-    try:
-        yield
-    finally:
-        keras.distribution.set_distribution(distribution)
 
 
 def compile_step(arguments: Mapping[str, Any], batch: Batch) -> Any:
@@ -48,7 +36,9 @@ def compile_step(arguments: Mapping[str, Any], batch: Batch) -> Any:
     """
     import jax
 
-    with _nowhere():
+    # What is really made has a few numbers, and the devices of the distribution
+    # need not be there.
+    with undistributed():
         optimizer = optimizers.Adafactor(1e-3)
     layout_of = keras.distribution.distribution().get_variable_layout
     made = []
@@ -67,7 +57,7 @@ def compile_step(arguments: Mapping[str, Any], batch: Batch) -> Any:
 
     jax.eval_shape(make)
     (lm,) = made
-    with _nowhere():
+    with undistributed():
         lm.compile(optimizer, weighted_metrics=[], routing_metrics=None)
     state = tuple(
         [_shape_of(variable) for variable in variables]
@@ -137,7 +127,7 @@ def costs(program: Any) -> dict[str, float]:
     return result
 
 
-@_nowhere()
+@undistributed()
 def state_bytes(
     arguments: Mapping[str, Any], layout_map: Any, itemsize: int = 4
 ) -> dict[str, int]:
