@@ -31,11 +31,13 @@ class StopSignals:
 
     def install(self, model: keras.Model) -> None:
         """Notes signals from now on, as long as `model.fit` runs."""
+        self.restore()
         self.received, self.due = None, False
         self._model = model
         if threading.current_thread() is not threading.main_thread():
             return
         for number in (signal.SIGTERM, signal.SIGINT):
+            _end_stale(signal.getsignal(number), model)
             before = signal.signal(number, self._note)
             self._before[number] = before or signal.SIG_DFL
 
@@ -78,6 +80,15 @@ class StopSignals:
             signal.raise_signal(number)
             return
         self.received = number
+
+
+def _end_stale(handler, model):
+    """Ends the watch of a `fit` that an error ended, and frees its model."""
+    owner = getattr(handler, "__self__", None)
+    if isinstance(owner, StopSignals):
+        again = owner._model is model
+        if again or not _is_fitting(owner._model, sys._getframe()):
+            owner.restore()
 
 
 def _is_fitting(model, frame):

@@ -66,6 +66,40 @@ def test_a_second_interrupt_gets_through_but_not_a_second_sigterm(heard):
     assert heard == [signal.SIGINT]
 
 
+@pytest.mark.parametrize("same", ["nothing", "model", "both"])
+def test_a_fit_that_failed_leaves_no_handler_behind(same, heard):
+    first, failed = StopSignals(), Trainer()
+    first.install(failed)  # and nobody calls restore
+    trainer = Trainer() if same == "nothing" else failed
+    second = first if same == "both" else StopSignals()
+
+    def go():
+        second.install(trainer)
+        send(signal.SIGTERM)
+
+    trainer.fit(go)
+    assert second.received == signal.SIGTERM and not heard
+    second.restore()
+    assert first._model is None
+    send(signal.SIGTERM)
+    assert heard == [signal.SIGTERM]
+
+
+def test_a_fit_inside_of_another_leaves_it_its_handler(heard):
+    outer, inner = StopSignals(), StopSignals()
+    trainer = Trainer()
+
+    def within():
+        outer.install(trainer)
+        inner.install(Trainer())
+        inner.restore()
+        send(signal.SIGTERM)
+
+    trainer.fit(within)
+    assert outer.received == signal.SIGTERM and not heard
+    outer.restore()
+
+
 def test_other_threads_get_no_signals(heard):
     signals = StopSignals()
     thread = threading.Thread(target=lambda: signals.install(Trainer()))
