@@ -7,6 +7,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_switch.layers.feed_forward import initializer
+from keras_switch.layers.policies import policy_config, policy_of
 from keras_switch.layers.rotary import check_rotary, rotate
 from keras_switch.layers.validation import check_number
 from keras_switch.ops.export import starts
@@ -211,11 +213,9 @@ class Attention(keras.layers.Layer):
         return keras.layers.Dense(
             units,
             use_bias=self.use_bias,
-            kernel_initializer=keras.initializers.TruncatedNormal(
-                stddev=math.sqrt(self.init_scale / fan_in)
-            ),
+            kernel_initializer=initializer(self.init_scale, fan_in),
             name=name,
-            dtype=self.dtype_policy,
+            dtype=policy_of(self, name),
         )
 
     def compute_output_spec(
@@ -242,6 +242,7 @@ class Attention(keras.layers.Layer):
             "use_bias": self.use_bias,
             "scaled": self.scaled,
             "rotary_max_wavelength": self.rotary_max_wavelength,
+            **policy_config(self),
         }
 
 

@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_switch.layers.experts import Experts
+from keras_switch.layers.policies import policy_config
 
 _EPSILON = 1e-5
 
@@ -91,6 +92,7 @@ class ExpertStack(keras.layers.Layer):
             super().get_config()
             | self._of_blocks
             | {"num_blocks": len(self.blocks)}
+            | policy_config(self)
         )
 
 

@@ -9,7 +9,7 @@ from keras import ops
 
 from keras_switch.layers import feed_forward
 from keras_switch.layers.expert_dense import ExpertDense
-from keras_switch.layers.policies import policy_of
+from keras_switch.layers.policies import policy_config, policy_of
 from keras_switch.ops import matmul
 from keras_switch.ops.expert_loop import (
     can_loop,
@@ -174,6 +174,7 @@ class Experts(keras.layers.Layer):
             "dropout": self.dropout,
             "init_scale": self.init_scale,
             "use_bias": self.use_bias,
+            **policy_config(self),
         }
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import keras
 
-from keras_switch.layers.policies import policy_of
+from keras_switch.layers.policies import policy_config, policy_of
 from keras_switch.layers.validation import check_number
 
 GATED = "gated-"
@@ -95,6 +95,7 @@ class FeedForward(keras.layers.Layer):
             "dropout": self.dropout,
             "init_scale": self.init_scale,
             "use_bias": self.use_bias,
+            **policy_config(self),
         }
 
 

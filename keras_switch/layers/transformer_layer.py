@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_switch.layers.attention import Attention, segment_mask
 from keras_switch.layers.normalization import make_norm
+from keras_switch.layers.policies import policy_config
 from keras_switch.layers.validation import check_causal
 from keras_switch.ops import rematerialize as remat
 
@@ -171,7 +172,9 @@ class TransformerLayer(keras.layers.Layer):
         if self.extra_feed_forward is not None:
             layers += [self.extra_feed_forward_norm, self.extra_feed_forward]
         for layer in layers:
-            layer.build(input_shape)
+            # One that was given may be built, as those of a file are.
+            if not layer.built:
+                layer.build(input_shape)
 
     def call(
         self,
@@ -304,8 +307,9 @@ class TransformerLayer(keras.layers.Layer):
     def get_config(self):
         return {
             **super().get_config(),
+            **policy_config(self),
             **{
-                name: keras.saving.serialize_keras_object(getattr(self, name))
+                name: _unbuilt(getattr(self, name))
                 for name in ("feed_forward", "extra_feed_forward")
             },
             "num_heads": self.num_heads,
@@ -329,6 +333,14 @@ class TransformerLayer(keras.layers.Layer):
             for name in ("feed_forward", "extra_feed_forward")
         }
         return cls(**{**config, **layers})
+
+
+def _unbuilt(layer):
+    """The config of a layer whose copy is to be built in ours, for its path."""
+    config = keras.saving.serialize_keras_object(layer)
+    if layer is not None:
+        config.pop("build_config", None)
+    return config
 
 
 def _check_layer(name, layer):

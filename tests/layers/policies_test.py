@@ -5,17 +5,32 @@ import numpy as np
 import pytest
 
 import keras_switch
+from keras_switch.layers.attention import Attention
+from keras_switch.layers.feed_forward import FeedForward
 from keras_switch.layers.policies import policy_config, policy_of
+
+LAYERS = {
+    "switch": lambda: keras_switch.SwitchLayer(4, 8, num_shared_experts=1),
+    "deep": lambda: keras_switch.SwitchLayer(4, 8, expert_blocks=2),
+    "feed_forward": lambda: FeedForward(8, activation="gated-silu"),
+    "attention": lambda: Attention(2, 4, num_key_value_heads=1),
+}
 
 
 @pytest.mark.parametrize("mode", ["int8", "int4"])
-def test_a_quantized_layer_in_a_model_of_ones_own_is_saved(mode, rng, tmp_path):
+@pytest.mark.parametrize("which", LAYERS)
+def test_a_quantized_layer_in_a_model_of_ones_own_is_saved(
+    which, mode, rng, tmp_path
+):
     inputs = keras.Input((None, 6))
-    layer = keras_switch.SwitchLayer(4, 8, num_shared_experts=1)
+    layer = LAYERS[which]()
     model = keras.Model(inputs, layer(inputs))
-    for dense in layer._flatten_layers(include_self=False):
-        if dense.name in ("wi", "wo"):
-            dense.quantize(mode)
+    quantized = [
+        dense.quantize(mode)
+        for dense in layer._flatten_layers(include_self=False)
+        if isinstance(dense, keras.layers.Dense | keras.layers.EinsumDense)
+    ]
+    assert len(quantized) >= 2
     x = rng.normal(size=(2, 5, 6)).astype("float32")
     wanted = model.predict(x, verbose=0)
     path = tmp_path / "model.keras"

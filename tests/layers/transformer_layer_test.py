@@ -260,3 +260,53 @@ def test_a_block_of_a_decoder_only_model(rng):
     assert attention.rotary_max_wavelength == 100.0
     again = TransformerLayer.from_config(block.get_config())
     assert again.get_config() == block.get_config()
+
+
+@pytest.fixture
+def own_model():
+    """An encoder and a decoder that somebody puts together."""
+    source = keras.Input((None, HIDDEN), name="source")
+    source_mask = keras.Input((None,), dtype="bool", name="source_mask")
+    target = keras.Input((None, HIDDEN), name="target")
+    bias = RelativePositionBias(2, bidirectional=False, name="bias")
+    extra = FeedForward(4, name="extra_feed_forward")
+    encoded = sparse(extra_feed_forward=extra, name="encoder")(
+        source, padding_mask=source_mask
+    )
+    decoded = dense(cross_attention=True, name="decoder")(
+        target,
+        position_bias=bias(target, target),
+        encoder_output=encoded,
+        encoder_padding_mask=source_mask,
+    )
+    return keras.Model([source, source_mask, target], decoded)
+
+
+@pytest.mark.parametrize("mode", [None, "int8"])
+def test_a_model_of_ones_own_is_saved_and_loaded(
+    mode, own_model, rng, tmp_path
+):
+    if mode:
+        own_model.quantize(mode)
+    inputs = [
+        rng.normal(size=(2, 5, HIDDEN)).astype("float32"),
+        np.arange(5) < [[5], [3]],
+        rng.normal(size=(2, 4, HIDDEN)).astype("float32"),
+    ]
+    wanted = own_model.predict(inputs, verbose=0)
+    paths = [weight.path for weight in own_model.weights]
+    path, model = tmp_path / "model.keras", own_model
+    for _ in range(2):  # what was loaded is saved again
+        model.save(path)
+        model = keras.models.load_model(path)
+        assert [weight.path for weight in model.weights] == paths
+        np.testing.assert_array_equal(model.predict(inputs, verbose=0), wanted)
+
+
+def test_a_model_of_ones_own_is_cloned(own_model):
+    again = keras.models.clone_model(own_model)
+    assert [w.path for w in again.weights] == [
+        w.path for w in own_model.weights
+    ]
+    ours = {id(weight) for weight in own_model.weights}
+    assert not ours & {id(weight) for weight in again.weights}
