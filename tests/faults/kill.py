@@ -31,10 +31,10 @@ import keras
 import numpy as np
 
 from keras_switch import models, plots
-from keras_switch.resume import ResumableCheckpoint
 from keras_switch.resume.store import CheckpointStore
 from keras_switch_train import callbacks as callbacks  # before a child forks
 from keras_switch_train import pretrain
+from tests.faults import children
 from tests.faults.runner import Case, shared
 from tests.resume.points import Points
 
@@ -47,7 +47,7 @@ _TIMING = ("steps_per_second", "tokens_per_second")
 def prepare() -> None:
     """Writes a corpus, a preset, the unharmed run and its points."""
     _write_corpus(shared() / "text")
-    _in_child(lambda: _write_preset(shared() / "start"))
+    children.wait(children.start(lambda: _write_preset(shared() / "start")))
     # On JAX once more before, to fill the compiler's cache: the time is taken.
     jax = keras.backend.backend() == "jax"
     for workdir in ("warm", "whole") if jax else ("whole",):
@@ -148,10 +148,10 @@ def _start(workdir, points, kill_after=None):
     def run():
         sys.argv = ["pretrain.py", *_flags(workdir)]
         os.environ["KERAS_SWITCH_CACHE"] = str(shared() / "cache")
-        _cache_compilations()
+        children.keep_compilations(shared() / "compiled")
         pretrain._show_routing = lambda *_: None
         if kill_after is None:
-            _wait_for_checkpoints()
+            children.wait_for_checkpoints()
         _draw_nothing()
         with points.watched(workdir):
             pretrain.run()
@@ -162,32 +162,12 @@ def _start(workdir, points, kill_after=None):
             timer = threading.Timer(kill_after, os.kill, (pid, signal.SIGKILL))
             timer.start()
 
-    code = _in_child(run, kill)
+    pid = children.start(run)
+    kill(pid)
+    code = children.wait(pid)
     if timer is not None:
         timer.cancel()
     return code
-
-
-def _in_child(run, started=lambda pid: None):
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            run()
-            code = 0
-        except SystemExit as error:
-            code = error.code or 0
-        except BaseException:
-            import traceback
-
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-    started(pid)
-    _, status = os.waitpid(pid, 0)
-    return os.waitstatus_to_exitcode(status)
 
 
 def _flags(workdir):
@@ -207,27 +187,6 @@ def _flags(workdir):
         "--batch_size=4",
         "--noretain_heap",
     )
-
-
-def _cache_compilations():
-    """Most of a short run on JAX would be compiling the same again."""
-    if keras.backend.backend() != "jax":
-        return
-    import jax
-
-    jax.config.update("jax_compilation_cache_dir", str(shared() / "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-
-
-def _wait_for_checkpoints():
-    save = ResumableCheckpoint._save
-
-    def waiting(checkpoint, stopped):
-        save(checkpoint, stopped)
-        checkpoint._wait_for_writer()
-
-    ResumableCheckpoint._save = waiting
 
 
 def _draw_nothing():

@@ -27,10 +27,11 @@ class Points:
     Args:
         point: Thread and number; `None`: nowhere.
         number: The signal.
+        label: Of the process, where more than one has points in a folder.
     """
 
-    def __init__(self, point=None, number=None):
-        self.point, self.signal = point, number
+    def __init__(self, point=None, number=None, label=""):
+        self.point, self.signal, self.label = point, number, label
         self.names = {"main": [], "writer": []}
 
     @contextlib.contextmanager
@@ -42,8 +43,8 @@ class Points:
         try:
             yield
         finally:
-            if workdir.is_dir():
-                with self._open(workdir / "points.json", "w") as file:
+            if self.workdir.is_dir():
+                with self._open(self._file("points.json"), "w") as file:
                     json.dump(self.names, file)
 
     def reach(self, name):
@@ -102,7 +103,7 @@ class Points:
         def watched(callbacks, *args, **kwargs):
             if event == "on_train_batch_end":
                 # Without the watched `open`: no point of its own.
-                with self._open(self.workdir / "steps.txt", "a") as file:
+                with self._open(self._file("steps.txt"), "a") as file:
                     file.write("\n")
             self.reach(event)
             return call(callbacks, *args, **kwargs)
@@ -113,7 +114,11 @@ class Points:
         if not isinstance(path, (str, os.PathLike)):
             return False
         path = pathlib.Path(os.path.abspath(path))
-        return path.is_relative_to(self.workdir) and path.name != "steps.txt"
+        own = self._file("steps.txt")
+        return path.is_relative_to(self.workdir) and path != own
+
+    def _file(self, name):
+        return self.workdir / f"{self.label}{name}"
 
 
 class _Written:
