@@ -6,6 +6,7 @@ from keras_switch.models.preset_folder import PresetFolder
 from keras_switch.models.preset_loader import Options
 from keras_switch.models.preset_writer import is_open, preset_to_write
 from keras_switch.models.presets import PresetListing, find_preset
+from keras_switch.ops.export import check_saved_model, endpoint_options
 from keras_switch.ops.state import is_writer, on_host, wait_for_all
 
 
@@ -68,6 +69,32 @@ class PresetModel:
             Options(load_weights, max_bytes, tuple(routers)),
             kwargs,
         )
+
+    def export(
+        self,
+        filepath: Any,
+        format: str = "tf_saved_model",
+        verbose: bool | None = None,
+        input_signature: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """As `keras.Model.export`: one pass of the model, without a cache.
+
+        Generation is exported by `keras_switch.convert.export_saved_model`.
+
+        Raises:
+            RuntimeError: for a SavedModel on torch.
+        """
+        if format == "tf_saved_model":
+            check_saved_model()
+        if format == "tf_saved_model" and input_signature is None:
+            # encoder_token_ids, encoder_padding_mask: of one length
+            lengths = {
+                name: "source" if name.startswith("encoder_") else "target"
+                for name in self.input
+            }
+            kwargs = {**endpoint_options(lengths), **kwargs}
+        super().export(filepath, format, verbose, input_signature, **kwargs)
 
     def save_to_preset(
         self, preset_dir: str, max_shard_size: float | None = 10

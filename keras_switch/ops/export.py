@@ -23,15 +23,26 @@ def check_saved_model() -> None:
         )
 
 
-def endpoint_options() -> dict[str, Any]:
+def endpoint_options(
+    lengths: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
     """What `keras.export.ExportArchive.add_endpoint` is to be given.
 
     Gradients are of no use to a server, and JAX cannot trace them where the
     number of rows is not known.
+
+    Args:
+        lengths: Of inputs `[B, T]` of any length, what tells lengths apart:
+            Keras makes each input's its own, and JAX wants to know which are
+            equal.
     """
-    if keras.backend.backend() == "jax":
-        return {"jax2tf_kwargs": {"with_gradient": False}}
-    return {}
+    if keras.backend.backend() != "jax":
+        return {}
+    options: dict[str, Any] = {"with_gradient": False}
+    if lengths is not None:
+        shapes = {name: f"(batch, {of})" for name, of in lengths.items()}
+        options["polymorphic_shapes"] = [shapes]
+    return {"jax2tf_kwargs": options}
 
 
 def check_onnx() -> None:

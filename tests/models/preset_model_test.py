@@ -3,6 +3,8 @@
 import inspect
 import pathlib
 
+import keras
+import numpy as np
 import pytest
 
 from keras_switch.files import MANIFEST
@@ -57,3 +59,31 @@ def test_what_is_saved_is_whole_and_has_a_manifest(tmp_path, monkeypatch):
         model.save_to_preset(tmp_path / "preset")
     SwitchBackbone.from_preset(tmp_path / "preset")
     assert [p.name for p in tmp_path.iterdir()] == ["preset"]
+
+
+MODELS = {
+    "lm": (tiny.lm, tiny.inputs),
+    "causal": (tiny.causal_backbone, tiny.causal_inputs),
+}
+
+
+@pytest.mark.parametrize("which", MODELS)
+def test_one_pass_is_exported_for_any_lengths(which, rng, tmp_path):
+    make, inputs = MODELS[which]
+    model = make()
+    path = str(tmp_path / "served")
+    if keras.backend.backend() == "torch":
+        with pytest.raises(RuntimeError, match="KERAS_BACKEND=tensorflow"):
+            model.export(path)
+        return
+    import tensorflow as tf
+
+    model.export(path, verbose=False)
+    served = tf.saved_model.load(path)
+    x = inputs(rng)
+    np.testing.assert_allclose(
+        served.serve({k: tf.cast(v, "int32") for k, v in x.items()}),
+        model.predict(x, verbose=0),
+        rtol=1e-5,
+        atol=1e-5,
+    )
