@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import types
 from typing import Any
 
 import keras
@@ -37,14 +38,18 @@ class WholeBatches:
         _weigh_by(self._loss_tracker, self._counted)
 
     def fit(self, *args: Any, **kwargs: Any) -> Any:
+        _check_data("x", args[0] if args else kwargs.get("x"))
+        _check_data("validation_data", kwargs.get("validation_data"))
         with self._over_mesh():
             return super().fit(*args, **kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        _check_data("x", args[0] if args else kwargs.get("x"))
         with self._over_mesh():
             return super().evaluate(*args, **kwargs)
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
+        _check_data("x", args[0] if args else kwargs.get("x"))
         with self._over_mesh(predicts=True):
             return super().predict(*args, **kwargs)
 
@@ -117,6 +122,21 @@ class WholeBatches:
     def test_step(self, *args: Any) -> Any:
         with self._counted.of(args[-1]):
             return super().test_step(*args)
+
+
+def _check_data(name, data):
+    """Refuses what KerasHub's tasks would take for one array."""
+    kind = type(data).__name__
+    made = isinstance(data, keras.utils.PyDataset | types.GeneratorType)
+    if made or kind == "DataLoader":
+        raise ValueError(
+            f"{name} must be arrays, texts, a tf.data.Dataset or a grain "
+            f"dataset; received a {kind}. Items with an index (a PyDataset, "
+            "the dataset of a DataLoader) become a dataset by "
+            "grain.MapDataset.source(items).to_iter_dataset(), with .batch(n) "
+            "before .to_iter_dataset() where an item is one sample; a "
+            "generator does by tf.data.Dataset.from_generator."
+        )
 
 
 def _filled_up(samples, shards, predicts):

@@ -56,3 +56,26 @@ def test_the_mean_of_losses_counts_no_padding():
         assert lm._counted.rows is None
     lm._loss_tracker.update_state(5.0, sample_weight=1)
     assert float(lm._loss_tracker.result()) == (3 * 2.0 + 5.0) / 4
+
+
+class Batches(keras.utils.PyDataset):
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        return batch()
+
+
+def test_what_is_no_dataset_is_refused_and_becomes_one():
+    import grain
+
+    lm, batches = tiny.lm(), Batches()
+    loader = type("DataLoader", (), {})()
+    for data in (batches, (batch() for _ in range(2)), loader):
+        for method in (lm.fit, lm.evaluate, lm.predict):
+            with pytest.raises(ValueError, match="grain.MapDataset.source"):
+                method(data)
+    with pytest.raises(ValueError, match="^validation_data must be"):
+        lm.fit(*batch()[:2], validation_data=batches)
+    items = grain.MapDataset.source(batches)
+    assert lm.evaluate(items.to_iter_dataset(), verbose=0)[0] > 0
