@@ -111,7 +111,8 @@ def check_rank(shape: tuple) -> None:
     if len(shape) != 3:
         raise ValueError(
             "x must be of rank 3, [batch, length, hidden]; received shape "
-            f"{tuple(shape)}."
+            f"{tuple(shape)}. A keras.layers.Reshape((-1, hidden)) before it "
+            "makes a sequence of a row or an image."
         )
 
 
