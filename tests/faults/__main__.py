@@ -39,18 +39,24 @@ def _run(arguments):
     parser = argparse.ArgumentParser(prog="python -m tests.faults")
     parser.add_argument("suites", nargs="*", metavar="SUITE", help=str(suites))
     parser.add_argument("--quick", action="store_true", help="a part of each")
+    parser.add_argument(
+        "--every", type=int, default=1, help="each so many-th case"
+    )
     options = parser.parse_args(arguments)
+    if options.every < 1:
+        parser.error(f"--every must be at least 1; received {options.every}.")
     unknown = sorted(set(options.suites) - set(suites))
     if unknown or not (options.suites or options.quick):
         parser.error(f"SUITE must be of {suites}; received {options.suites}.")
     failed = 0
     for suite in options.suites or suites:
-        outcomes = runner.run_suite(suite, options.quick)
+        outcomes = runner.run_suite(suite, options.quick, options.every)
         failed += sum(not outcome.survived for outcome in outcomes)
         if not options.quick:
             import keras
 
-            runner.write_table(suite, outcomes, keras.backend.backend())
+            backend = keras.backend.backend()
+            runner.write_table(suite, outcomes, backend, every=options.every)
     return 1 if failed else 0
 
 

@@ -61,8 +61,8 @@ class Outcome(NamedTuple):
     note: str
 
 
-def run_suite(suite: str, quick: bool = False) -> list[Outcome]:
-    """Runs the cases of a suite and prints a line for each that failed."""
+def run_suite(suite: str, quick: bool = False, every: int = 1) -> list[Outcome]:
+    """Runs each so many-th case and prints a line for each that failed."""
     module = importlib.import_module(f"tests.faults.{suite}")
     outcomes = []
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
@@ -73,7 +73,7 @@ def run_suite(suite: str, quick: bool = False) -> list[Outcome]:
             prepared = run_case(Case("prepare", module.prepare, 300), shared())
             if not prepared.survived:
                 raise RuntimeError(f"{suite}: prepare: {prepared.note}")
-        for number, case in enumerate(module.cases(quick)):
+        for number, case in enumerate(module.cases(quick)[::every]):
             own = folder / str(number)
             own.mkdir()
             outcomes.append(run_case(case, own))
@@ -225,21 +225,25 @@ def write_table(
     outcomes: list[Outcome],
     backend: str,
     path: pathlib.Path = TABLE,
+    every: int = 1,
 ) -> None:
     """Writes a suite's section into the table, in place of an older one."""
     text = path.read_text() if path.is_file() else _INTRODUCTION
     introduction, *sections = text.rstrip().split("\n## ")
     title = f"{suite}, {backend}"
     sections = [s for s in sections if s.partition("\n")[0] != title]
-    sections = sorted([*sections, f"{title}\n\n{_section(suite, outcomes)}"])
+    sections = sorted(
+        [*sections, f"{title}\n\n{_section(suite, outcomes, every)}"]
+    )
     parts = [part.strip() for part in (introduction, *sections)]
     path.write_text("\n\n## ".join(parts) + "\n")
 
 
-def _section(suite, outcomes):
+def _section(suite, outcomes, every):
     survived = sum(outcome.survived for outcome in outcomes)
+    flag = f" --every={every}" if every > 1 else ""
     lines = [
-        f"`python -m tests.faults {suite}`: survived "
+        f"`python -m tests.faults {suite}{flag}`: survived "
         f"{survived}/{len(outcomes)}.",
         "",
         "| case | survived | s | MB |",

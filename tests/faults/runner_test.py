@@ -88,3 +88,5 @@ def test_a_suite_replaces_its_own_section_alone(tmp_path):
     assert text.index("## kill") < text.index("## presets")
     runner.write_table("presets", [good], "jax", path)
     assert path.read_text() == first
+    runner.write_table("presets", [good], "jax", path, every=4)
+    assert "tests.faults presets --every=4`: survived 1/1" in path.read_text()
