@@ -43,9 +43,7 @@ def hand_in(
         with atomic_write(folder / name) as temporary:
             digest = write(temporary)
     except OSError as error:
-        # On a full disk there may be no room for it either.
-        with contextlib.suppress(OSError):
-            report(folder, index, {"error": str(error)})
+        _report_error(folder, index, error)
         raise
     report(folder, index, {"digest": digest})
 
@@ -76,13 +74,19 @@ def reports(
         The reports, in the order of processes.
 
     Raises:
-        OSError: if a process reports an error, or nothing in time.
+        OSError: if a process reports an error, has no room to report one, or
+            reports nothing in time.
     """
     end = time.monotonic() + patience
     found = []
     for index in range(count):
         path = _report(folder, index)
         while not path.exists():
+            if _failed(folder, index).exists():
+                raise OSError(
+                    f"process {index} could not write its part, nor why not: "
+                    "its disk may be full."
+                )
             if time.monotonic() > end:
                 raise TimeoutError(
                     f"{path}, which process {index} writes when its part is "
@@ -97,6 +101,19 @@ def reports(
                 f"process {index} could not write its part: {content['error']}"
             )
     return found
+
+
+def _report_error(folder, index, error):
+    with contextlib.suppress(OSError):
+        try:
+            report(folder, index, {"error": str(error)})
+        except OSError:
+            # A full disk may still have room for a name.
+            _failed(folder, index).touch()
+
+
+def _failed(folder, index):
+    return folder / f"failed-{index:05d}"
 
 
 def _report(folder, index):

@@ -74,3 +74,7 @@ def test_a_disk_without_room_for_a_report(tmp_path, monkeypatch):
     monkeypatch.setattr(json, "dumps", full)
     with pytest.raises(OSError, match="No space left"):
         joint.hand_in(tmp_path, 1, "one", full)
+    monkeypatch.undo()
+    joint.hand_in(tmp_path, 0, "zero", write)
+    with pytest.raises(OSError, match="process 1 could not .* nor why not"):
+        joint.reports(tmp_path, 2, 9)
