@@ -6,6 +6,8 @@ import pytest
 
 import keras_switch
 from keras_switch.layers.attention import Attention
+from keras_switch.layers.expert_stack import ExpertStack
+from keras_switch.layers.experts import Experts
 from keras_switch.layers.feed_forward import FeedForward
 from keras_switch.layers.policies import policy_config, policy_of
 
@@ -13,6 +15,8 @@ LAYERS = {
     "switch": lambda: keras_switch.SwitchLayer(4, 8, num_shared_experts=1),
     "deep": lambda: keras_switch.SwitchLayer(4, 8, expert_blocks=2),
     "feed_forward": lambda: FeedForward(8, activation="gated-silu"),
+    "experts": lambda: Experts(2, 8),  # x holds a row of slots for each
+    "stack": lambda: ExpertStack(2, 8, 2),
     "attention": lambda: Attention(2, 4, num_key_value_heads=1),
 }
 
