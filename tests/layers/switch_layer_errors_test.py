@@ -98,9 +98,9 @@ def test_wrong_rank(shape, built):
     layer = keras_switch.SwitchLayer(**GOOD)
     if built:
         layer(np.zeros((2, 4, 6), "float32"))
-    with pytest.raises(ValueError, match="rank|ndim|\\[B, T, D\\]|3") as error:
+    with pytest.raises(ValueError, match="rank 3.*Reshape") as error:
         layer(np.zeros(shape, "float32"))
-    assert str(shape) in str(error.value) or str(len(shape)) in str(error.value)
+    assert str(shape) in str(error.value)
 
 
 def test_wrong_hidden_size_after_build():
