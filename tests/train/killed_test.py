@@ -15,13 +15,20 @@ from tests.models import tiny
 
 # Between two checkpoints and two evaluations, the best of which is behind it.
 STEP = 7
+# A checkpoint is written while training goes on, and a small model's steps
+# may all be done before a slow disk has it.
 RUN = """
-import os, signal, sys
+import os, pathlib, signal, sys, time
+from absl import flags
 from keras_switch_train import callbacks, {binary}
 end = callbacks.StopAfter.on_train_batch_end
 def end_or_die(limit, *args, **kwargs):
     end(limit, *args, **kwargs)
     if limit.done == {step}:
+        checkpoints = pathlib.Path(flags.FLAGS.workdir, "checkpoints")
+        late = time.monotonic() + 60
+        while not list(checkpoints.glob("step*")) and time.monotonic() < late:
+            time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGKILL)
 callbacks.StopAfter.on_train_batch_end = end_or_die
 sys.argv[0] = "{binary}.py"
