@@ -74,10 +74,10 @@ def refused(folder, *words, read=False):
         else:
             patch.setattr(tensorstore, "open", None)
         _OPENED = []
-        start = time.perf_counter()
+        start = time.process_time()
         with pytest.raises(CheckpointError) as caught:
             checkpoint.read(NAME) if read else T5XCheckpoint(folder.path)
-        assert time.perf_counter() - start < 1
+        assert time.process_time() - start < 5
         opened, _OPENED = _OPENED, None
     for path in opened:
         assert path.startswith(str(folder.path)), path

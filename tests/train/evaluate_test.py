@@ -1,7 +1,6 @@
 """Evaluation: what an answer costs, and answers of a SavedModel."""
 
 import json
-import time
 
 import keras
 import numpy as np
@@ -11,6 +10,7 @@ from absl.testing import flagsaver
 from keras_switch import convert
 from keras_switch_train import answer_cost, evaluate, flags, served
 from tests.models import tiny
+from tests.train.clock import Clock
 from tests.train.finetune_test import parsed as parsed
 
 WORDS = "dog cat man moon river".split()
@@ -34,19 +34,21 @@ def save(lm, packer, tmp_path):
 
 
 @pytest.mark.any_backend
-def test_answers_are_timed_one_at_a_time():
-    asked = []
+def test_answers_are_timed_one_at_a_time(monkeypatch):
+    clock, asked = Clock(), []
+    monkeypatch.setattr(answer_cost, "time", clock)
 
     def answer(examples):
         asked.append(list(examples))
         # As if each were of a length that is not compiled yet.
-        time.sleep(0.5 if len(asked) <= 3 else 0.02)
+        clock.sleep(0.5 if len(asked) <= 3 else 0.01 * examples[0])
         return examples
 
     found = answer_cost.latency(answer, [1, 2, 3])
     assert asked == [[1], [2], [3], [1], [2], [3]]
     assert found["answers"] == 3
-    assert 20 <= found["median_ms"] <= found["longest_ms"] < 500
+    assert found["median_ms"] == pytest.approx(20)
+    assert found["longest_ms"] == pytest.approx(30)
 
 
 @pytest.mark.any_backend

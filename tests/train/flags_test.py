@@ -103,7 +103,7 @@ def test_a_binary_that_resumes_exits_with_75_when_told_to_stop(number):
         "from keras_switch_train import flags\n"
         "def main():\n"
         "    print('ready', flush=True)\n"
-        "    time.sleep(60)\n"
+        "    time.sleep(600)\n"
         "flags.run(main, uses=('backend',), resumes=True)\n"
     )
     process = subprocess.Popen(
@@ -111,7 +111,7 @@ def test_a_binary_that_resumes_exits_with_75_when_told_to_stop(number):
     )
     assert process.stdout.readline() == "ready\n"
     process.send_signal(number)
-    assert process.wait(timeout=30) == 75
+    assert process.wait(timeout=300) == 75
 
 
 def test_a_signal_in_a_callback_of_the_garbage_collector_is_not_lost():
@@ -126,7 +126,7 @@ def test_a_signal_in_a_callback_of_the_garbage_collector_is_not_lost():
         "    gc.collect()\n"
         "    print('told', flush=True)\n"  # what was raised is lost by now
         "    try:\n"
-        "        time.sleep(60)\n"
+        "        time.sleep(600)\n"
         "    finally:\n"
         "        print('in order', flush=True)\n"
         "flags.run(main, uses=('backend',), resumes=True)\n"
@@ -135,7 +135,7 @@ def test_a_signal_in_a_callback_of_the_garbage_collector_is_not_lost():
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=300,
     )
     assert done.returncode == 75, done.stderr
     assert done.stdout.split("\n") == ["told", "in order", ""]
