@@ -13,6 +13,12 @@ from keras_switch.models.weight_shapes import weight_shapes
 from keras_switch.ops.layout import undistributed
 from keras_switch_train.collectives import by_kind, collectives
 
+# XLA for CPUs begins early what waits for nothing, so that many cores have
+# work, and keeps it: the random numbers of all dropout, for one. Accelerators,
+# whose memory is in question, go in the order that needs least.
+_IN_ORDER = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+_OLD_IN_ORDER = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
+
 
 class Batch(NamedTuple):
     """The size of a batch."""
@@ -70,7 +76,21 @@ def compile_step(arguments: Mapping[str, Any], batch: Batch) -> Any:
     )
     where = jax.tree.map(lambda leaf: leaf.sharding, state)
     step = jax.jit(lm.train_step, donate_argnums=0, out_shardings=(None, where))
-    return step.lower(state, _batch(batch)).compile()
+    return _compiled(step.lower(state, _batch(batch)))
+
+
+def _compiled(lowered):
+    import jax
+
+    mesh = keras.distribution.distribution().device_mesh.backend_mesh
+    if mesh.devices.flat[0].platform != "cpu":
+        return lowered.compile()
+    try:
+        return lowered.compile(_IN_ORDER)
+    except jax.errors.JaxRuntimeError as error:
+        if "No such compile option" not in str(error):
+            raise
+        return lowered.compile(_OLD_IN_ORDER)
 
 
 def _shape_of(variable):

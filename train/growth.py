@@ -44,6 +44,7 @@ def main() -> None:
             f"{','.join(_DEVICES.value)!r}."
         )
     os.environ["XLA_FLAGS"] = (
+        f"{os.environ.get('XLA_FLAGS', '')} "
         f"--xla_force_host_platform_device_count={max(counts)}"
     )
     from keras_switch import files

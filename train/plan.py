@@ -104,7 +104,10 @@ def _start(sizes):
         return config
     # Before JAX is imported.
     count = math.prod(sizes.values())
-    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={count}"
+    os.environ["XLA_FLAGS"] = (
+        f"{os.environ.get('XLA_FLAGS', '')} "
+        f"--xla_force_host_platform_device_count={count}"
+    )
     mesh.start()
     return _arguments()
 
