@@ -15,7 +15,7 @@ from keras_switch_train.collectives import by_kind, collectives
 
 # XLA for CPUs begins early what waits for nothing, so that many cores have
 # work, and keeps it: the random numbers of all dropout, for one. Accelerators,
-# whose memory is in question, go in the order that needs least.
+# whose memory is in question, need less.
 _IN_ORDER = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 _OLD_IN_ORDER = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
 
@@ -28,8 +28,8 @@ class Batch(NamedTuple):
     target_length: int
 
 
-def compile_step(arguments: Mapping[str, Any], batch: Batch) -> Any:
-    """Compiles a step of Adafactor for the present distribution.
+def lower_step(arguments: Mapping[str, Any], batch: Batch) -> Any:
+    """A step of Adafactor for the present distribution, to be compiled.
 
     Nothing is allocated: weights and batches are shapes.
 
@@ -38,7 +38,7 @@ def compile_step(arguments: Mapping[str, Any], batch: Batch) -> Any:
         batch: The whole batch of all devices.
 
     Returns:
-        JAX's compiled program.
+        What JAX lowered: its `compile()` gives the program.
     """
     import jax
 
@@ -76,21 +76,31 @@ def compile_step(arguments: Mapping[str, Any], batch: Batch) -> Any:
     )
     where = jax.tree.map(lambda leaf: leaf.sharding, state)
     step = jax.jit(lm.train_step, donate_argnums=0, out_shardings=(None, where))
-    return _compiled(step.lower(state, _batch(batch)))
+    return step.lower(state, _batch(batch))
 
 
-def _compiled(lowered):
+def programs(lowered: Any) -> list[Any]:
+    """Compiles a step in each order in question.
+
+    Args:
+        lowered: From `lower_step`, for the present distribution.
+
+    Returns:
+        For a CPU two programs, in its own order and in that for least memory,
+        which is not always less; else one.
+    """
     import jax
 
+    found = [lowered.compile()]
     mesh = keras.distribution.distribution().device_mesh.backend_mesh
     if mesh.devices.flat[0].platform != "cpu":
-        return lowered.compile()
+        return found
     try:
-        return lowered.compile(_IN_ORDER)
+        return [*found, lowered.compile(_IN_ORDER)]
     except jax.errors.JaxRuntimeError as error:
         if "No such compile option" not in str(error):
             raise
-        return lowered.compile(_OLD_IN_ORDER)
+        return [*found, lowered.compile(_OLD_IN_ORDER)]
 
 
 def _shape_of(variable):
@@ -129,7 +139,7 @@ def costs(program: Any) -> dict[str, float]:
     """What a compiled step costs one device.
 
     Args:
-        program: From `compile_step`.
+        program: A compiled step.
 
     Returns:
         A dict: `flops`; `temporary`, bytes of gradients, activations and

@@ -63,7 +63,7 @@ def _row(count):
 
     from keras_switch import parameters
     from keras_switch.layers.capacity import slots_of
-    from keras_switch_train import abstract_step
+    from keras_switch_train import abstract_step, plan_report
 
     experts = _EXPERTS * count
     # A group is what a device holds: its capacity is that of many tokens.
@@ -75,9 +75,7 @@ def _row(count):
     devices = keras.distribution.list_devices()[:count]
     distribution = mesh.distribution_of({"batch": count}, devices)
     with distribution.scope():
-        costs = abstract_step.costs(
-            abstract_step.compile_step(arguments, batch)
-        )
+        costs = plan_report.least(arguments, batch)
         state = abstract_step.state_bytes(arguments, distribution._layout_map)
     capacity = slots_of(group, experts, arguments["capacity_factor"], 4)
     sent = experts * capacity * _SIZES["hidden_dim"] * 4

@@ -11,10 +11,11 @@ collectives of each kind there are and their bytes.
 
 A deep model is compiled with --layers of its layers in each stack, and with
 twice as many; what the others add is the difference. --layers=0 compiles it
-whole. The compiler is that of the CPU: one for accelerators fuses more, so
-that temporary memory is rather less there. Bytes of weights and, in float32, of
-collectives are those of any device; bfloat16 is computed in float32 here, which
-makes both larger.
+whole. The compiler is that of the CPU, asked twice: for the order it goes in
+with many cores, and for that of least memory; what needs less is printed. One
+for accelerators fuses more, so that temporary memory is rather less there.
+Bytes of weights and, in float32, of collectives are those of any device;
+bfloat16 is computed in float32 here, which makes both larger.
 
     python train/plan.py --preset=switch_c_2048 --mesh=batch:512 \
         --topology=v4:8x8x8 --dtype=bfloat16 --rematerialize ...

@@ -35,20 +35,35 @@ def plan(
     state = abstract_step.state_bytes(arguments, layout_map, itemsize)
     depth = max(arguments[name] for name in _STACKS)
     if not layers or depth <= 2 * layers:
-        program = abstract_step.compile_step(arguments, batch)
-        return {**state, **abstract_step.costs(program), "compiled": [depth]}
-    few, more = (
-        abstract_step.costs(
-            abstract_step.compile_step(_cut(arguments, count), batch)
-        )
-        for count in (layers, 2 * layers)
-    )
+        return {**state, **least(arguments, batch), "compiled": [depth]}
+    # Of one order each: two programs of different ones say nothing of a layer.
     rest = (depth - layers) / layers
-    grown = {
-        name: round(value + rest * (more[name] - value))
-        for name, value in few.items()
-    }
-    return {**state, **grown, "compiled": [layers, 2 * layers]}
+    orders = [
+        {
+            name: round(few[name] + rest * (more[name] - few[name]))
+            for name in few
+        }
+        for few, more in zip(
+            _costs(_cut(arguments, layers), batch),
+            _costs(_cut(arguments, 2 * layers), batch),
+            strict=True,
+        )
+    ]
+    found = min(orders, key=lambda costs: costs["temporary"])
+    return {**state, **found, "compiled": [layers, 2 * layers]}
+
+
+def least(
+    arguments: Mapping[str, Any], batch: abstract_step.Batch
+) -> dict[str, Any]:
+    """What a step costs in the order that needs less memory; see `plan`."""
+    costs = _costs(arguments, batch)
+    return min(costs, key=lambda found: found["temporary"])
+
+
+def _costs(arguments, batch):
+    lowered = abstract_step.lower_step(arguments, batch)
+    return [abstract_step.costs(p) for p in abstract_step.programs(lowered)]
 
 
 def _cut(arguments, layers):

@@ -121,7 +121,7 @@ def program():
     config = tiny.backbone(**SIZES).get_config()
     del config["name"], config["trainable"]
     batch = abstract_step.Batch(ROWS, LENGTH, LENGTH)
-    return abstract_step.compile_step(config, batch).as_text()
+    return abstract_step.lower_step(config, batch).compile().as_text()
 
 
 def collectives():

@@ -4,14 +4,14 @@ import keras
 import pytest
 
 from keras_switch import SwitchBackbone
-from keras_switch_train import abstract_step
+from keras_switch_train import abstract_step, plan_report
 
 pytestmark = pytest.mark.skipif(
     keras.backend.backend() != "jax", reason="plan is JAX's"
 )
 SIZES = {
     "vocabulary_size": 128,
-    "num_encoder_layers": 4,
+    "num_encoder_layers": 3,
     "num_decoder_layers": 1,
     "num_heads": 2,
     "hidden_dim": 64,
@@ -36,14 +36,13 @@ def mesh_of_1():
 
 def temporary(**changes):
     batch = abstract_step.Batch(32, 128, 16)
-    program = abstract_step.compile_step({**SIZES, **changes}, batch)
-    return abstract_step.costs(program)["temporary"]
+    return plan_report.least({**SIZES, **changes}, batch)["temporary"]
 
 
 def test_layers_that_are_computed_twice_need_less_memory(mesh_of_1):
-    """In the order that needs least: as XLA for CPUs computes, what is
-    computed again is made early, and kept."""
-    assert temporary(rematerialize=True) < 0.5 * temporary()
+    """In the better order: as XLA for CPUs computes, what is computed again
+    is made early, and kept."""
+    assert temporary(rematerialize=True) < 0.6 * temporary()
 
 
 def test_options_of_an_older_jax(mesh_of_1):
@@ -52,11 +51,11 @@ def test_options_of_an_older_jax(mesh_of_1):
     asked = []
 
     class Lowered:
-        def compile(self, options):
+        def compile(self, options=None):
             asked.append(options)
-            if "xla_cpu_scheduler_type" in options:
+            if "xla_cpu_scheduler_type" in (options or {}):
                 raise jax.errors.JaxRuntimeError("No such compile option: x")
-            return "compiled"
+            return len(asked)
 
-    assert abstract_step._compiled(Lowered()) == "compiled"
-    assert len(asked) == 2
+    assert abstract_step.programs(Lowered()) == [1, 3]
+    assert asked[0] is None and False in asked[2].values()

@@ -75,7 +75,8 @@ def test_what_is_made_lies_on_its_devices(mesh_of_8, monkeypatch):
 @pytest.mark.skipif(not HAS_COMPILER, reason="needs libtpu")
 def test_a_step_is_compiled_for_tpus(mesh_of_8):
     topology.start("v5e:2x4")
-    program = abstract_step.compile_step(SIZES, abstract_step.Batch(8, 16, 16))
+    lowered = abstract_step.lower_step(SIZES, abstract_step.Batch(8, 16, 16))
+    (program,) = abstract_step.programs(lowered)
     found = by_kind(collectives(program.as_text()))
     assert found["all-to-all"][0] == 4
 
