@@ -102,3 +102,12 @@ def test_plan_says_what_a_step_costs(tmp_path):
     (line,) = (x for x in said.splitlines() if "all-to-all" in x)
     assert line.split()[1] == "8"
     assert (tmp_path / "plan.json").exists()
+
+
+@pytest.mark.parametrize("binary", ("plan", "growth"))
+def test_flags_of_xla_are_kept(binary, tmp_path):
+    mesh = {"plan": ["--mesh=batch:2"], "growth": ["--devices=2"]}[binary]
+    where = f"--workdir={tmp_path}"
+    done = run(binary, *mesh, where, cwd=tmp_path, XLA_FLAGS="--xla_nonsense")
+    # XLA ends a process that has a flag it does not know.
+    assert done.returncode != 0 and "--xla_nonsense" in done.stderr
